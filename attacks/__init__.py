@@ -1,0 +1,1 @@
+"""Attacks, one file each; a new one registers itself with `@register_attack(name)`."""

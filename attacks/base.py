@@ -1,0 +1,86 @@
+"""What an attack is: hyper-parameters, `init`, `step`. Everything else belongs to the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks.losses import LossFn
+from robustgen.rng import ExampleRng
+from robustgen.threat import ThreatModel
+
+__all__ = ["Attack", "Query", "QueryModel", "State"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The answer of one white-box query: loss (B,), grad (B, C, H, W), logits (B, K), all float32."""
+
+    loss: Tensor
+    grad: Tensor
+    logits: Tensor
+
+
+class QueryModel(Protocol):
+    """All that an attack may ask of a classifier (robustgen.oracle.Oracle is the one the engine passes in)."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> logits (B, K), float32, without gradients."""
+
+    def grad(self, x: Tensor, y: Tensor, loss: LossFn) -> Query:
+        """Loss of each row and its gradient with respect to x."""
+
+
+@dataclass(kw_only=True)
+class State:
+    """A batch in the middle of an attack: tensors with the batch first, so that rows can come and go.
+
+    Attributes:
+        x: (B, C, H, W) clean images.
+        y: (B,) int64 labels.
+        threat: the threat model, the same for all rows.
+        rng: one random stream a row.
+        i: (B,) int64, rounds each row has done.
+        x_adv: (B, C, H, W), the point that the last round queried.
+        logits: (B, K) float32, what the oracle answered there; zeros before the first round.
+    """
+
+    x: Tensor
+    y: Tensor
+    threat: ThreatModel
+    rng: ExampleRng
+    i: Tensor
+    x_adv: Tensor
+    logits: Tensor
+
+    @classmethod
+    def start(cls, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, **own: Any) -> Self:
+        """Rows that nobody has queried yet, with the attack's `own` fields."""
+        idle = torch.zeros_like(y)
+        return cls(x=x, y=y, threat=threat, rng=rng, i=idle, x_adv=x, logits=x.new_zeros(len(x), 1), **own)
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A frozen dataclass of hyper-parameters with two methods, in the manner of an optax transformation.
+
+    `init` prepares rows; it may query, and `step` does exactly one round of queries for every row. No loop, batching,
+    early stopping, counting or printing: the engine does these, and judges the points that `State.x_adv` shows it.
+    """
+
+    @property
+    def rounds(self) -> int:
+        """How many steps a row takes at most."""
+
+    @property
+    def restarts(self) -> int:
+        """How many times a row that was not broken starts again; `rng.restart` tells which one it is."""
+
+    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> State:
+        """x (B, C, H, W) in [0, 1] and y (B,) -> the state before the first step."""
+
+    def step(self, oracle: QueryModel, s: State) -> State:
+        """One round of queries for every row; returns the state with `x_adv`, `logits` and `i` brought up to date."""

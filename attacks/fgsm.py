@@ -1,0 +1,38 @@
+"""Fast gradient sign method (FGSM), one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustgen.attacks.base import QueryModel, State
+from robustgen.attacks.losses import CE, Loss
+from robustgen.registry import register_attack
+from robustgen.rng import ExampleRng
+from robustgen.threat import ThreatModel
+
+__all__ = ["FGSM"]
+
+
+@register_attack("fgsm")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FGSM:
+    """One step of length eps along the steepest direction of the loss at the clean image.
+
+    Source: Goodfellow et al. 2015, arXiv:1412.6572, section 4.
+    Differs: L2 and L1 take their own steepest direction; the paper has the sign (Linf) alone.
+    """
+
+    loss: Loss = CE()
+    restarts: ClassVar[int] = 1
+    rounds: ClassVar[int] = 2  # the gradient at x, then the verdict at x_adv
+
+    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> State:
+        return State.start(x, y, threat, rng)
+
+    def step(self, oracle: QueryModel, s: State) -> State:
+        query = oracle.grad(s.x_adv, s.y, self.loss)
+        moved = s.threat.project(s.x, s.x + s.threat.eps * s.threat.steepest(query.grad))
+        return replace(s, x_adv=moved, logits=query.logits, i=s.i + 1)

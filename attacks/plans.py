@@ -1,0 +1,135 @@
+"""Plans: which attacks are run, in which order, with which parameters.
+
+Each attack sees only the examples that no attack before it has broken. A plan prints a protocol string that says
+exactly what it does; the string is part of a run's identity.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from robustgen.attacks.apgd import APGDCE, APGDT
+from robustgen.attacks.base import Attack
+from robustgen.attacks.losses import LOSSES, Loss, Margin
+from robustgen.attacks.pgd import PGD
+from robustgen.attacks.square import Square
+from robustgen.errors import SpecError, unknown_name
+from robustgen.registry import ATTACKS, PLANS, register_plan
+from robustgen.threat import ThreatModel
+
+__all__ = ["Plan", "describe", "parse_attack", "parse_plan", "quick"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A named list of attacks with a version that rises whenever its figures could change."""
+
+    name: str
+    version: int
+    attacks: tuple[Attack, ...]
+
+    def protocol(self, classes: int) -> str:
+        """Everything that is run, in one line, for a classifier with so many classes."""
+        return f"{self.name}/{self.version}: " + " > ".join(describe(attack, classes) for attack in self.attacks)
+
+    def labels(self) -> list[str]:
+        """One distinct name an attack: the registered one, numbered where it occurs again."""
+        names = [ATTACKS.name_of(attack) for attack in self.attacks]
+        return [f"{n}#{names[: k + 1].count(n)}" if names[:k].count(n) else n for k, n in enumerate(names)]
+
+
+PlanMaker = Callable[[ThreatModel], Plan]
+
+
+@register_plan("quick")
+def quick(threat: ThreatModel) -> Plan:
+    """A first look in seconds: APGD-CE, targeted APGD on the three nearest classes, a few queries of Square."""
+    if threat.norm == "l1":
+        return Plan("quick", 1, (PGD(steps=50), PGD(steps=50, restarts=2, loss=Margin())))
+    return Plan("quick", 1, (APGDCE(steps=20), APGDT(steps=20, restarts=3), Square(steps=100)))
+
+
+def describe(attack: Attack, classes: int) -> str:
+    """The registered name and every hyper-parameter: apgd-t(steps=20, restarts=3, loss=dlr-t)."""
+    values = {f.name: getattr(attack, f.name) for f in fields(attack)}  # type: ignore[arg-type]
+    shown = {k: v.protocol(classes) if hasattr(v, "protocol") else v for k, v in values.items()}
+    return f"{ATTACKS.name_of(attack)}({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
+
+def parse_attack(text: str) -> Attack:
+    """An attack as typed: "pgd" or "pgd:steps=20:restarts=5:loss=margin".
+
+    Raises:
+        SpecError: unknown attack or parameter (the nearest is named), or a value of the wrong kind.
+    """
+    name, *settings = text.strip().split(":")
+    options = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise SpecError(
+                f"attack '{name}': expected parameter=value after ':', got '{setting}'; e.g. {name}:steps=20."
+            )
+        options[key.strip()] = value.strip()
+    return _build(name, options)
+
+
+def _build(name: str, options: dict[str, Any]) -> Attack:
+    kind = ATTACKS[name]
+    known = {f.name: f.default for f in fields(kind)}
+    for key in options:
+        if key not in known:
+            raise unknown_name(f"parameter of {name}", key, known)
+    attack: Attack = kind(**{key: _convert(name, key, value, known[key]) for key, value in options.items()})
+    return attack
+
+
+def _convert(name: str, key: str, value: Any, default: object) -> Any:
+    """A value from a command line or a TOML file, in the type of the parameter's default."""
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is None or (isinstance(default, int) and not number.is_integer()):
+            kind = "an integer" if isinstance(default, int) else "a number"
+            raise SpecError(f"attack '{name}': {key} must be {kind}, got '{value}'.")
+        return int(number) if isinstance(default, int) else number
+    if value not in LOSSES:
+        raise unknown_name(f"loss for {name}", str(value), LOSSES)
+    loss: Loss = LOSSES[value]
+    return loss
+
+
+def parse_plan(plan: str, attacks: str | None, threat: ThreatModel) -> Plan:
+    """The plan of that name or TOML file, or the attacks listed with commas.
+
+    A TOML file holds `name`, `version` and a list `[[attacks]]` of tables with `name` and parameters.
+    """
+    if attacks is not None:
+        listed = [part for part in attacks.split(",") if part.strip()]
+        if not listed:
+            raise SpecError("attacks: expected names separated by commas, got nothing; see `robustgen list attacks`.")
+        return Plan("custom", 1, tuple(parse_attack(part) for part in listed))
+    if plan.endswith(".toml"):
+        return _read_plan(Path(plan))
+    maker: PlanMaker = PLANS[plan]
+    return maker(threat)
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(f"plan: no file {path}; name a plan (`robustgen list plans`) or a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"plan {path} is not valid TOML: {error}.") from None
+    stages = table.get("attacks")
+    if not isinstance(stages, list) or not stages or not all(isinstance(s, dict) and "name" in s for s in stages):
+        raise SpecError(f"plan {path}: expected at least one [[attacks]] table with a name.")
+    attacks = tuple(_build(s["name"], {k: v for k, v in s.items() if k != "name"}) for s in stages)
+    return Plan(str(table.get("name", path.stem)), int(table.get("version", 1)), attacks)

@@ -1,0 +1,196 @@
+"""Square Attack: random search with square-shaped updates. Black box: it sees logits, never gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks.base import QueryModel, State
+from robustgen.attacks.losses import margin
+from robustgen.errors import SpecError
+from robustgen.registry import register_attack
+from robustgen.rng import ExampleRng
+from robustgen.threat import ThreatModel, per_row
+
+__all__ = ["Square", "SquareState"]
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # iterations after which the area fraction p halves
+_TINY = 1e-12
+
+
+@dataclass(kw_only=True)
+class SquareState(State):
+    """`x_best` (B, C, H, W): the accepted point; `margin_best` (B,): its margin, +inf before the first query."""
+
+    x_best: Tensor
+    margin_best: Tensor
+
+
+@register_attack("square")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Square:
+    """Propose a random square inside the threat model; keep it if the margin falls.
+
+    Source: Andriushchenko et al. 2020, arXiv:1912.00049, Algorithms 1 to 3; the schedule of p is that of section 3.2
+    for 10,000 iterations, not rescaled to `steps`, as in AutoAttack.
+    Differs: each example draws its own squares (the reference shares them within a batch, so that its result
+    depends on the batch size), and windows reach the last row and column, as in the paper.
+    """
+
+    steps: int = 5000
+    p_init: float = 0.8
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise SpecError(f"square: steps (queries) and restarts must be >= 1, got {self.steps} and {self.restarts}.")
+        if not 0 < self.p_init <= 1:
+            raise SpecError(f"square: p_init is a fraction of the image in (0, 1], got {self.p_init}.")
+
+    @property
+    def rounds(self) -> int:
+        return self.steps + 1  # the initial point is a query as well
+
+    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> SquareState:
+        if threat.norm == "l1":
+            raise SpecError("square: linf and l2 are supported, got l1; type --attacks pgd for an l1 threat.")
+        start = _stripes(x, threat, rng) if threat.norm == "linf" else _tiles(x, threat, rng)
+        return SquareState.start(x, y, threat, rng, x_best=start, margin_best=x.new_full((len(x),), torch.inf))
+
+    def step(self, oracle: QueryModel, s: State) -> SquareState:
+        """Query one proposal for every row and keep those that lower the margin."""
+        assert isinstance(s, SquareState)
+        first = per_row(s.i == 0, s.x)
+        proposal = torch.where(first, s.x_best, self._propose(s))
+        logits = oracle.logits(proposal)
+        f = margin(logits, s.y)
+        better = f < s.margin_best
+        return replace(
+            s,
+            x_adv=proposal,
+            logits=logits,
+            x_best=torch.where(per_row(better, s.x), proposal, s.x_best),
+            margin_best=torch.where(better, f, s.margin_best),
+            i=s.i + 1,
+        )
+
+    def _propose(self, s: SquareState) -> Tensor:
+        height, width = s.x.shape[2:]
+        iteration = (s.i - 1).clamp(min=0)
+        halvings = (iteration[:, None] > torch.tensor(_HALVINGS, device=s.x.device)).sum(1)
+        side = (self.p_init * 0.5**halvings * height * width).sqrt().round().long()
+        words = s.rng.words(5 + s.x.shape[1], "square", s.i, s.x.device)
+        if s.threat.norm == "linf":
+            side = side.clamp(1, min(height, width))
+            return _square_linf(s, side, words)
+        side = (side.clamp(min=3) // 2 * 2 + 1).clamp(max=min(height, width))
+        return _square_l2(s, side, words)
+
+
+def _stripes(x: Tensor, threat: ThreatModel, rng: ExampleRng) -> Tensor:
+    """Start for Linf (section 3.3): vertical stripes one pixel wide, -eps or +eps in each channel."""
+    signs = rng.signs((x.shape[1], 1, x.shape[3]), "stripes", device=x.device)
+    return (x + threat.eps * signs).clamp(0, 1)
+
+
+def _square_linf(s: SquareState, side: Tensor, words: Tensor) -> Tensor:
+    """Algorithm 2: one square of side (B,), each channel moved by 2 eps up or down, then projected."""
+    window = _window(s.x, side, words[:, 0], words[:, 1])
+    signs = _signs(words, s.x)
+    return s.threat.project(s.x, s.x_best + 2 * s.threat.eps * signs * window)
+
+
+def _window(x: Tensor, side: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """(B, 1, H, W): 1 in a square of side (B,), placed by two random words (B,)."""
+    r, c = _offsets(x, side, row, column)
+    inside_r, inside_c = (r >= 0) & (r < side[:, None]), (c >= 0) & (c < side[:, None])
+    return (inside_r[:, :, None] & inside_c[:, None, :]).unsqueeze(1).to(x.dtype)
+
+
+def _offsets(x: Tensor, side: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, H) and (B, W): coordinates relative to the corner of a window, uniform over all places that fit."""
+    height, width = x.shape[2:]
+    top = row * (height - side + 1) >> 32
+    left = column * (width - side + 1) >> 32
+    return (
+        torch.arange(height, device=x.device)[None] - top[:, None],
+        torch.arange(width, device=x.device)[None] - left[:, None],
+    )
+
+
+def _signs(words: Tensor, x: Tensor) -> Tensor:
+    """(B, C, 1, 1) of -1 and +1 from the words after the first five."""
+    return ((words[:, 5:] & 1) * 2 - 1).to(x.dtype)[:, :, None, None]
+
+
+def _square_l2(s: SquareState, side: Tensor, words: Tensor) -> Tensor:
+    """Algorithm 3: the norm in window 2, and what the ball has left, move to window 1, in the shape of eta."""
+    nu = s.x_best - s.x
+    w1 = _window(s.x, side, words[:, 0], words[:, 1])
+    w2 = _window(s.x, side, words[:, 2], words[:, 3])
+    unused = (s.threat.eps**2 - nu.square().sum((1, 2, 3), keepdim=True)).clamp(min=0)
+    shape = _eta_image(s.x, side, words) * _signs(words, s.x) + nu * w1 / (_norm(nu * w1) + _TINY)
+    budget = (_norm(nu * torch.maximum(w1, w2)).square() + unused / s.x.shape[1]).sqrt()
+    nu = nu * (1 - torch.maximum(w1, w2)) + shape / (_norm(shape) + _TINY) * budget
+    length = nu.square().sum((1, 2, 3), keepdim=True).sqrt()
+    return s.threat.project(s.x, s.x + nu * s.threat.eps / (length + _TINY))
+
+
+def _norm(z: Tensor) -> Tensor:
+    """(B, C, 1, 1): L2 norm of each channel."""
+    length: Tensor = z.square().sum((2, 3), keepdim=True).sqrt()
+    return length
+
+
+def _eta_image(x: Tensor, side: Tensor, words: Tensor) -> Tensor:
+    """(B, 1, H, W): eta of side (B,) in window 1, half of the rows transposed."""
+    r, c = _offsets(x, side, words[:, 0], words[:, 1])
+    sides = side.unique().tolist()
+    longest = max(sides)
+    table = torch.stack([torch.nn.functional.pad(_eta(k), (0, longest - k, 0, longest - k)) for k in sides])
+    table = torch.stack([table, table.transpose(1, 2)], 1).to(x)  # (sides, 2, longest, longest)
+    kind = torch.searchsorted(side.unique(), side)
+    flip = words[:, 4] & 1
+    picked: Tensor = table[
+        kind[:, None, None], flip[:, None, None], r.clamp(0, longest - 1)[:, :, None], c.clamp(0, longest - 1)[:, None]
+    ]
+    return picked.unsqueeze(1) * _window(x, side, words[:, 0], words[:, 1])
+
+
+@lru_cache(maxsize=64)
+def _eta(side: int) -> Tensor:
+    """(side, side): a positive and a negative bump, one above the other, of unit norm (section 3.4, eq. (2))."""
+    upper = side // 2
+    bump = torch.cat([_bump(upper, side), -_bump(side - upper, side)])
+    eta: Tensor = bump / bump.norm().clamp(min=_TINY)
+    return eta
+
+
+def _bump(height: int, width: int) -> Tensor:
+    """(height, width): sum of 1 / (k + 1)^2 over k from the Chebyshev distance to the centre up to the rim."""
+    rim = max(height // 2, width // 2)
+    tails = torch.tensor([1.0 / (k + 1) ** 2 for k in range(rim + 1)]).flip(0).cumsum(0).flip(0)
+    r = (torch.arange(height) - height // 2).abs()[:, None]
+    c = (torch.arange(width) - width // 2).abs()[None]
+    bump = tails[torch.maximum(r, c)]
+    return bump / bump.norm() if height else bump
+
+
+def _tiles(x: Tensor, threat: ThreatModel, rng: ExampleRng) -> Tensor:
+    """Start for L2 (section 3.4): a grid of eta tiles, about five along the shorter edge, random signs, length eps."""
+    batch, channels, height, width = x.shape
+    side = max(min(height, width) // 5, 1)
+    rows, columns = height // side, width // side
+    signs = rng.signs((channels, rows, columns), "tiles", device=x.device)
+    flips = rng.words(rows * columns, "tile-turns", device=x.device).reshape(batch, 1, rows, columns) & 1
+    eta = _eta(side).to(x)
+    tile = torch.where(flips[..., None, None] == 1, eta.T, eta) * signs[..., None, None]
+    grid = tile.transpose(3, 4).reshape(batch, channels, rows * side, columns * side)
+    top, left = (height - rows * side) // 2, (width - columns * side) // 2
+    delta = torch.zeros_like(x)
+    delta[:, :, top : top + rows * side, left : left + columns * side] = grid
+    length = delta.square().sum((1, 2, 3), keepdim=True).sqrt()
+    return threat.project(x, x + delta * threat.eps / (length + _TINY))

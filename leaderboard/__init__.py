@@ -1,0 +1,1 @@
+"""Published figures, result cards, and the tables and pages rendered from records."""

@@ -1,0 +1,1 @@
+"""Purification defences, one file each."""

@@ -1,0 +1,5 @@
+"""`python -m robustgen`."""
+
+from robustgen.cli import main
+
+main()

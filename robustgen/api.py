@@ -1,0 +1,124 @@
+"""The two functions for use from Python: `robustgen.evaluate` and `robustgen.attack`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustgen import engine
+from robustgen.attacks.base import Attack
+from robustgen.attacks.plans import parse_attack
+from robustgen.classifiers import check_classifier, load_classifier
+from robustgen.data import load_data
+from robustgen.evaluate import run_job
+from robustgen.judge import Judge, strict_float32
+from robustgen.oracle import Oracle
+from robustgen.precision import SearchForm, SearchModel
+from robustgen.prepare import DEFAULT_BATCH, Request, prepare
+from robustgen.progress import Progress, Silent
+from robustgen.record import RunRecord
+from robustgen.threat import ThreatModel
+
+__all__ = ["attack", "evaluate"]
+
+
+def evaluate(
+    classifier: str | nn.Module = "fmnist-at",
+    data: str | tuple[Tensor, Tensor] = "fmnist-test-1k",
+    threat: str | ThreatModel | None = None,
+    *,
+    plan: str = "quick",
+    attacks: str | None = None,
+    n: int | None = None,
+    ids: str | Sequence[int] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    weights: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> RunRecord:
+    """Measure clean and robust accuracy, each with its interval, and leave a record that can be checked.
+
+    Args:
+        classifier: a name (`robustgen list classifiers`), a card file, "torchvision:NAME", "python:FILE.py:FUNCTION" or
+            a module: (B, C, H, W) float32 in [0, 1] -> logits (B, K).
+        data: a name (`robustgen list data`), "folder:PATH", "npz:PATH" or images (N, C, H, W) and labels (N,).
+        threat: "linf:8/255", "l2:0.5", "l1:12"; by default what the classifier or the data is known for.
+        plan: a name (`robustgen list plans`) or a TOML file.
+        attacks: instead of a plan, attacks with commas, such as "pgd:steps=20,square".
+        n: the first n examples; all by default.
+        ids: these examples: "0-99,205", a file of ids, or integers.
+        seed: of every random draw.
+        out: run folder; by default runs/<data>-<classifier>-<identity>. The same call goes on with an unfinished one.
+        batch_size: examples attacked at once; changes no figure.
+        device: "auto", "cpu", "cuda", "mps".
+        precision: "auto" searches in the fastest form that the processor has, "float32" in the plain one.
+        weights: a file (.safetensors, or .pt without code) instead of the classifier's own.
+        data_dir: where full data sets lie.
+        progress: told how the work goes; silent by default.
+
+    Raises:
+        SpecError, ArtifactError, RecordError: the request is wrong; says what to change.
+    """
+    request = Request(
+        classifier=classifier, data=data, threat=threat, plan=plan, attacks=attacks, n=n, ids=ids, seed=seed,
+        precision=precision, weights=weights, data_dir=data_dir,
+    )  # fmt: skip
+    job = prepare(request, device=device, batch_size=batch_size, out=None if out is None else Path(out))
+    return run_job(job, progress or Silent())
+
+
+def attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: str | ThreatModel,
+    attack: str | Attack = "apgd-ce",
+    *,
+    seed: int = 0,
+    batch_size: int = DEFAULT_BATCH,
+) -> Tensor:
+    """Run one attack to the end on a batch of images.
+
+    Args:
+        model: maps (B, C, H, W) float32 in [0, 1] to logits (B, K), in eval mode; it is not changed.
+        x: (N, C, H, W) in [0, 1].
+        y: (N,) int64 labels.
+        threat: what the adversary may do, such as "linf:8/255".
+        attack: a name with parameters, such as "pgd:steps=20", or an attack object.
+        seed: of every random draw.
+        batch_size: rows held at once; changes no result.
+
+    Returns:
+        (N, C, H, W) float32 on the device of x: an adversarial image where one was found, the clean image elsewhere.
+
+    Raises:
+        SpecError: the images, labels, model or attack are not what they should be.
+    """
+    limits = ThreatModel.parse(threat)
+    chosen = parse_attack(attack) if isinstance(attack, str) else attack
+    dataset = load_data((x, y))
+    classifier = load_classifier(model).to(x.device)
+    images, labels = (part.to(x.device) for part in dataset.batch(range(len(dataset))))
+    check_classifier(classifier, images[:64], labels)
+    adversarial = images.clone()
+
+    def finish(outcome: engine.Outcome) -> None:
+        if outcome.x_adv is not None:
+            adversarial[outcome.id] = outcome.x_adv.to(adversarial)
+
+    judge = Judge(classifier, limits)
+    with strict_float32():
+        correct = torch.cat([judge.predict(part) for part in images.split(batch_size)]) == labels
+        engine.run(
+            chosen, Oracle(SearchModel(classifier, SearchForm())), judge,
+            lambda ids: (images[list(ids)], labels[list(ids)]), correct.nonzero().flatten().tolist(), limits,
+            seed=seed, batch_size=batch_size, finish=finish,
+        )  # fmt: skip
+    return adversarial

@@ -1,0 +1,151 @@
+"""What `robustgen list` and `robustgen show` print."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+from robustgen.errors import unknown_name
+
+__all__ = ["KINDS", "details", "listing"]
+
+
+def _first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def _attacks() -> dict[str, str]:
+    from robustgen.registry import ATTACKS
+
+    return {name: _first_line(ATTACKS[name]) for name in ATTACKS}
+
+
+def _plans() -> dict[str, str]:
+    from robustgen.registry import PLANS
+
+    return {name: _first_line(PLANS[name]) for name in PLANS}
+
+
+def _classifiers() -> dict[str, str]:
+    from robustgen.cards import Card, bundled_cards
+
+    own = {name: Card.load(path).title for name, path in bundled_cards().items()}
+    return {
+        **own,
+        "torchvision:NAME": "any torchvision classifier; with --weights FILE your own training of it",
+        "python:FILE.py:FUNCTION": "your own: a function without arguments that returns a torch.nn.Module",
+        "CARD.json": "your own: a card beside its weights",
+    }
+
+
+def _data() -> dict[str, str]:
+    from robustgen.data import DATA
+
+    return dict(DATA)
+
+
+def _suites() -> dict[str, str]:
+    from robustgen.suites import load_suite, suite_files
+
+    return {name: load_suite(name).description for name in suite_files()}
+
+
+def _recipes() -> dict[str, str]:
+    from robustgen.train import list_recipes, load_recipe
+
+    return {name: load_recipe(name).description for name in list_recipes()}
+
+
+KINDS: dict[str, Callable[[], dict[str, str]]] = {
+    "attacks": _attacks,
+    "plans": _plans,
+    "classifiers": _classifiers,
+    "data": _data,
+    "suites": _suites,
+    "recipes": _recipes,
+}
+
+
+def listing(kind: str) -> list[tuple[str, str]]:
+    """(name, one line) of everything of a kind."""
+    if kind not in KINDS:
+        raise unknown_name("kind", kind, KINDS)
+    return sorted(KINDS[kind]().items())
+
+
+def details(name: str) -> str:
+    """All that is known of one name, for reading."""
+    kinds = [kind for kind in KINDS if name in KINDS[kind]()]
+    if not kinds:
+        names = [known for kind in KINDS for known in KINDS[kind]()]
+        raise unknown_name(
+            "name", name, names, hint="See `robustgen list attacks|plans|classifiers|data|suites|recipes`."
+        )
+    return "\n\n".join(_DETAILS[kind](name) for kind in kinds)
+
+
+def _attack_details(name: str) -> str:
+    from robustgen.registry import ATTACKS
+
+    attack = ATTACKS[name]
+    lines = [
+        f"attack {name}",
+        "",
+        inspect.getdoc(attack) or "",
+        "",
+        "Parameters (type --attacks NAME:parameter=value):",
+    ]
+    for f in fields(attack):
+        default: Any = f.default
+        lines.append(f"  {f.name} = {default.protocol(10) if hasattr(default, 'protocol') else default}")
+    return "\n".join(lines)
+
+
+def _plan_details(name: str) -> str:
+    from robustgen.registry import PLANS
+    from robustgen.threat import ThreatModel
+
+    protocols = {norm: PLANS[name](ThreatModel(norm, 0.1)).protocol(10) for norm in ("linf", "l2", "l1")}
+    lines = [f"plan {name}", "", inspect.getdoc(PLANS[name]) or "", "", "Protocol, for 10 classes:"]
+    return "\n".join([*lines, *(f"  {norm:<4}  {text}" for norm, text in protocols.items())])
+
+
+def _classifier_details(name: str) -> str:
+    from robustgen.cards import Card, bundled_cards
+
+    path = bundled_cards().get(name)
+    return _table(f"classifier {name}", asdict(Card.load(path)) if path else {"description": _classifiers()[name]})
+
+
+def _table(title: str, values: dict[str, Any]) -> str:
+    lines = [f"  {key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
+    return "\n".join([title, "", *lines])
+
+
+def _data_details(name: str) -> str:
+    return _table(f"data {name}", {"description": _data()[name]})
+
+
+def _suite_details(name: str) -> str:
+    from robustgen.suites import load_suite
+
+    return _table(f"suite {name}", asdict(load_suite(name)))
+
+
+def _recipe_details(name: str) -> str:
+    from robustgen.train import list_recipes
+
+    return f"recipe {name}\n\n{list_recipes()[name].read_text(encoding='utf-8')}"
+
+
+_DETAILS: dict[str, Callable[[str], str]] = {
+    "attacks": _attack_details,
+    "plans": _plan_details,
+    "classifiers": _classifier_details,
+    "data": _data_details,
+    "suites": _suite_details,
+    "recipes": _recipe_details,
+}

@@ -1,0 +1,218 @@
+"""The engine: keeps a batch full, one example a row, each at its own step of the attack.
+
+A row leaves the moment the judge calls it broken or its attack has run out, and the next waiting example takes its
+place, as inference servers do with requests. No query goes to a point already broken, nobody waits for the slowest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks.base import Attack, State
+from robustgen.judge import Judge
+from robustgen.oracle import Oracle
+from robustgen.rng import ExampleRng
+from robustgen.threat import ThreatModel
+
+__all__ = ["Fetch", "Outcome", "run"]
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S")
+Fetch = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+"""Example ids -> images (B, C, H, W) float32 in [0, 1] and labels (B,) int64, on the device of the oracle."""
+
+_REFILL_SHARE = 8  # rows are refilled when an eighth of the batch stands empty: small refills cost more than they save
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one example left an attack.
+
+    Attributes:
+        id: example id.
+        broken: the judge's verdict.
+        x_adv: (C, H, W) float32 on the CPU when broken, else None.
+        distance, prediction: as the judge measured them; None when not broken.
+        round, restart: when it was broken, both from 0; None when not broken.
+        forwards, backwards: what was spent on this example.
+        error: why the row was given up ("the model's output is not finite"), else None.
+    """
+
+    id: int
+    broken: bool
+    x_adv: Tensor | None
+    distance: float | None
+    prediction: int | None
+    round: int | None
+    restart: int | None
+    forwards: int
+    backwards: int
+    error: str | None = None
+
+
+@dataclass
+class _Rows:
+    """The batch: the attack's state beside the engine's own columns, all with the same number of rows."""
+
+    state: State
+    ids: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def charge(self, forwards: int, backwards: int) -> None:
+        """Share a round's cost among the rows: a round queries every row alike."""
+        self.forwards += forwards // len(self)
+        self.backwards += backwards // len(self)
+
+
+def run(
+    attack: Attack,
+    oracle: Oracle,
+    judge: Judge,
+    fetch: Fetch,
+    ids: Sequence[int],
+    threat: ThreatModel,
+    *,
+    seed: int,
+    batch_size: int,
+    finish: Callable[[Outcome], None],
+) -> None:
+    """Attack each example until it is broken or every restart has been spent.
+
+    Args:
+        attack: hyper-parameters with `init` and `step`.
+        oracle: answers the attack's queries.
+        judge: decides what is broken.
+        fetch: reads examples.
+        ids: example ids, in the order in which they enter.
+        threat: the threat model handed to the attack.
+        seed: of every example's random stream.
+        batch_size: rows held at once.
+        finish: called once for each id, as soon as its outcome is known.
+    """
+    waiting = deque((id_, 0, 0, 0) for id_ in ids)  # id, restart, forwards and backwards so far
+    rows: _Rows | None = None
+    while waiting or rows is not None:
+        vacant = batch_size - (0 if rows is None else len(rows))
+        if waiting and (rows is None or vacant * _REFILL_SHARE >= batch_size or vacant >= len(waiting)):
+            entering = [waiting.popleft() for _ in range(min(vacant, len(waiting)))]
+            fresh = _enter(attack, oracle, fetch, threat, seed, entering)
+            rows = fresh if rows is None else _join(rows, fresh)
+        assert rows is not None
+        before = oracle.cost
+        rows.state = attack.step(oracle, rows.state)
+        spent = oracle.cost - before
+        rows.charge(spent.forwards, spent.backwards)
+        rows = _settle(rows, attack, judge, waiting, finish)
+
+
+def _enter(
+    attack: Attack,
+    oracle: Oracle,
+    fetch: Fetch,
+    threat: ThreatModel,
+    seed: int,
+    entering: Sequence[tuple[int, int, int, int]],
+) -> _Rows:
+    ids, restarts, forwards, backwards = (torch.tensor(column) for column in zip(*entering, strict=True))
+    x, y = fetch(ids.tolist())
+    before = oracle.cost
+    state = attack.init(oracle, x, y, threat, ExampleRng.of(seed, ids, restarts))
+    spent = oracle.cost - before
+    rows = _Rows(state, ids, forwards, backwards)
+    rows.charge(spent.forwards, spent.backwards)
+    return rows
+
+
+def _settle(
+    rows: _Rows,
+    attack: Attack,
+    judge: Judge,
+    waiting: deque[tuple[int, int, int, int]],
+    finish: Callable[[Outcome], None],
+) -> _Rows | None:
+    """Let out the rows that are broken, ill or done; returns those that stay, or None."""
+    s = rows.state
+    ill = ~s.logits.isfinite().all(1)
+    broken = _judge_candidates(rows, judge, ~ill & (s.logits.argmax(1) != s.y), finish)
+    done = (s.i >= attack.rounds).cpu() & ~broken & ~ill.cpu()
+    for row in ill.nonzero().flatten().tolist():
+        finish(_unbroken(rows, row, "the model's output is not finite (NaN or infinity)"))
+    for row in done.nonzero().flatten().tolist():
+        restart = int(s.rng.restart[row]) + 1
+        if restart < attack.restarts:
+            waiting.append((int(rows.ids[row]), restart, int(rows.forwards[row]), int(rows.backwards[row])))
+        else:
+            finish(_unbroken(rows, row))
+    stay = ~(broken | done | ill.cpu())
+    if not stay.any():
+        return None
+    return rows if stay.all() else _take(rows, stay.nonzero().flatten())
+
+
+def _judge_candidates(rows: _Rows, judge: Judge, hit: Tensor, finish: Callable[[Outcome], None]) -> Tensor:
+    """Judge the rows that the search form saw misclassified; (B,) bool on the CPU: those really broken."""
+    s = rows.state
+    broken = torch.zeros(len(rows), dtype=torch.bool)
+    if not hit.any():
+        return broken
+    candidates = hit.nonzero().flatten()
+    verdict = judge(s.x[candidates], s.y[candidates], s.x_adv[candidates])
+    for k in verdict.broken.nonzero().flatten().tolist():
+        row = int(candidates[k])
+        broken[row] = True
+        finish(
+            Outcome(
+                id=int(rows.ids[row]),
+                broken=True,
+                x_adv=s.x_adv[row].detach().to("cpu", copy=True),
+                distance=float(verdict.distance[k]),
+                prediction=int(verdict.prediction[k]),
+                round=int(s.i[row]) - 1,
+                restart=int(s.rng.restart[row]),
+                forwards=int(rows.forwards[row]),
+                backwards=int(rows.backwards[row]),
+            )
+        )
+    return broken
+
+
+def _unbroken(rows: _Rows, row: int, error: str | None = None) -> Outcome:
+    spent = int(rows.forwards[row]), int(rows.backwards[row])
+    return Outcome(int(rows.ids[row]), False, None, None, None, None, None, *spent, error)
+
+
+def _take(value: S, index: Tensor) -> S:
+    """Some rows of a tensor, an ExampleRng, or a dataclass of these; what has no rows is passed on."""
+    if isinstance(value, Tensor):
+        return cast(S, value[index.to(value.device)])
+    if isinstance(value, ExampleRng):
+        return cast(S, value.take(index))
+    if isinstance(value, (State, _Rows)):
+        taken: dict[str, Any] = {f.name: _take(getattr(value, f.name), index) for f in fields(value)}
+        return cast(S, replace(value, **taken))
+    return value
+
+
+def _join(a: S, b: S) -> S:
+    """Rows of a, then rows of b."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        fresh = b.expand(len(b), a.shape[1]) if a.dim() == 2 and a.shape[1] != b.shape[1] else b
+        return cast(S, torch.cat([a, fresh]))  # logits of rows not queried yet have one column: expanded
+    if isinstance(a, ExampleRng) and isinstance(b, ExampleRng):
+        return cast(S, a.join(b))
+    if isinstance(a, (State, _Rows)):
+        joined: dict[str, Any] = {f.name: _join(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)}
+        return cast(S, replace(a, **joined))
+    return a

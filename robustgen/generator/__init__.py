@@ -1,0 +1,1 @@
+"""The in-house diffusion generator: one denoiser interface, training and sampling."""

@@ -1,0 +1,145 @@
+"""From a request to a job: everything is loaded and checked here, before the first second of work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.attacks.plans import Plan, parse_plan
+from robustgen.classifiers import Classifier, check_classifier, load_classifier
+from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.environment import pick_device
+from robustgen.errors import SpecError
+from robustgen.journal import saved_spec
+from robustgen.precision import SearchModel, choose_form
+from robustgen.rng import ExampleRng
+from robustgen.spec import RunSpec, compact_ids
+from robustgen.threat import ThreatModel
+
+__all__ = ["DEFAULT_BATCH", "Job", "Request", "prepare"]
+
+DEFAULT_BATCH = 250
+_PROBE_ROWS = 64
+_THREATS = {"fmnist-test-1k": "linf:0.1", "fashion-mnist": "linf:0.1", "cifar10": "linf:8/255"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a user asks for, as typed; see `robustgen.evaluate` for the meaning of each field."""
+
+    classifier: str | nn.Module = "fmnist-at"
+    data: str | tuple[Tensor, Tensor] = "fmnist-test-1k"
+    threat: str | ThreatModel | None = None
+    plan: str = "quick"
+    attacks: str | None = None
+    n: int | None = None
+    ids: str | Sequence[int] | None = None
+    seed: int = 0
+    precision: str = "auto"
+    weights: str | Path | None = None
+    data_dir: str | Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A request that has been checked and can run."""
+
+    spec: RunSpec
+    classifier: Classifier
+    search: SearchModel
+    dataset: Dataset
+    ids: tuple[int, ...]
+    threat: ThreatModel
+    plan: Plan
+    device: torch.device
+    batch_size: int
+    folder: Path
+    flags: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def prepare(request: Request, *, device: str = "auto", batch_size: int | None = None, out: Path | None = None) -> Job:
+    """Load and check everything that a run needs.
+
+    Raises:
+        SpecError, ArtifactError: the request cannot be run as asked; nothing has been written.
+    """
+    if request.precision not in ("auto", "float32"):
+        raise SpecError(f"--precision must be auto or float32, got '{request.precision}'.")
+    if batch_size is not None and batch_size < 1:
+        raise SpecError(f"--batch-size must be >= 1, got {batch_size}.")
+    ExampleRng.of(request.seed, [0])  # checks the seed
+    where = pick_device(device)
+    threat = None if request.threat is None else ThreatModel.parse(request.threat)
+    parse_plan(
+        request.plan, request.attacks, threat or ThreatModel("linf", 0.1)
+    )  # names and parameters, before any file
+    data_dir = None if request.data_dir is None else Path(request.data_dir)
+    dataset = load_data(request.data, data_dir=data_dir)
+    ids = _choose_ids(request, dataset)
+    classifier = load_classifier(request.classifier, weights=request.weights, shape=dataset.shape).to(where)
+    threat = threat or ThreatModel.parse(_default_threat(classifier, dataset))
+    plan = parse_plan(request.plan, request.attacks, threat)
+    x, y = (part.to(where) for part in dataset.batch(ids[:_PROBE_ROWS]))
+    flags = check_classifier(classifier, x, torch.as_tensor(dataset.labels[list(ids)]))
+    classes = _count_classes(classifier, x)
+    spec = RunSpec(
+        classifier=classifier.card.name,
+        weights_sha256=classifier.weights_sha256,
+        data=dataset.name,
+        data_sha256=dataset.digest(ids),
+        ids=compact_ids(ids),
+        threat=str(threat),
+        plan=plan.name,
+        protocol=plan.protocol(classes),
+        seed=request.seed,
+        precision=request.precision,
+    )
+    stem = f"{_slug(dataset.name)}-{_slug(classifier.card.name)}"
+    recorded = _recorded_precision(spec, out, stem) if request.precision == "auto" else None
+    search, notes = choose_form(classifier, x, y, recorded or request.precision)
+    spec = replace(spec, precision=str(search.form))
+    return Job(
+        spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threat=threat, plan=plan,
+        device=where, batch_size=batch_size or DEFAULT_BATCH,
+        folder=out or Path("runs") / f"{stem}-{spec.identity()[:8]}",
+        flags=tuple(flags), notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _choose_ids(request: Request, dataset: Dataset) -> list[int]:
+    ids = request.ids
+    if ids is not None and not isinstance(ids, str):
+        ids = ",".join(str(int(id_)) for id_ in ids)
+    return parse_ids(ids, request.n, len(dataset), dataset.name)
+
+
+def _default_threat(classifier: Classifier, dataset: Dataset) -> str:
+    threat = classifier.card.threat or _THREATS.get(dataset.name)
+    if threat is None:
+        raise SpecError(f"no threat model is known for {dataset.name}; name one, for example --threat linf:8/255.")
+    return threat
+
+
+def _count_classes(classifier: Classifier, x: Tensor) -> int:
+    with torch.no_grad():
+        return int(classifier(x[:1]).shape[1])
+
+
+def _recorded_precision(spec: RunSpec, out: Path | None, stem: str) -> str | None:
+    """The form that an earlier process chose for this very run, so that a resumed run keeps it."""
+    folders = [out] if out is not None else sorted(Path("runs").glob(f"{stem}-*"))
+    for folder in folders:
+        held = saved_spec(folder)
+        if held is not None and replace(spec, precision=held.precision) == held:
+            return held.precision
+    return None
+
+
+def _slug(name: str) -> str:
+    """A name as part of a folder name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.rpartition("/")[2]).strip("-") or "user"

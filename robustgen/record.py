@@ -1,0 +1,158 @@
+"""What a run leaves behind: one line an example, one summary, both plain JSON. Null means not measured, never 0."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from robustgen.errors import RecordError
+from robustgen.statistics import Estimate, proportion
+
+__all__ = ["AttackSummary", "ExampleRecord", "RunRecord", "summarise"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleRecord:
+    """One example's fate.
+
+    Attributes:
+        id, label: which example.
+        clean_prediction: class of the clean image, -1 when its logits were not finite.
+        robust: classified correctly, and no attack broke it.
+        broken_by: label of the attack, "clean" when the clean image is already misclassified, null when robust.
+        restart, round: of that attack, from 0.
+        distance: of the adversarial image in the norm of the threat model.
+        prediction: class of the adversarial image.
+        cost: attack label -> [forwards, backwards] spent on this example.
+        error: why an attack gave the example up, or null.
+    """
+
+    id: int
+    label: int
+    clean_prediction: int
+    robust: bool
+    broken_by: str | None = None
+    restart: int | None = None
+    round: int | None = None
+    distance: float | None = None
+    prediction: int | None = None
+    cost: dict[str, list[int]] = field(default_factory=dict)
+    error: str | None = None
+
+    def line(self) -> str:
+        """One line of examples.jsonl, without the newline; floats keep every digit."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_line(cls, text: str) -> ExampleRecord:
+        """The inverse of `line`; ValueError, KeyError or TypeError where the line is not one."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackSummary:
+    """Totals of one attack over the whole run; seconds of the machine that ran it."""
+
+    name: str
+    broken: int
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """The claim and what stands behind it: contents of record.json.
+
+    Attributes:
+        spec: every field of the run's `RunSpec`.
+        identity: sha256 of the spec.
+        n: examples.
+        clean_accuracy, robust_accuracy: with 95 % Wilson intervals, fractions of 1.
+        attacks: in the order in which they ran.
+        forwards, backwards, seconds: totals; forwards includes the clean pass.
+        flags: health flags raised, by name.
+        notes: what a reader should know, in sentences.
+        environment: versions, hardware, git commit, threads.
+        status: "success".
+        run: the folder.
+    """
+
+    spec: dict[str, Any]
+    identity: str
+    n: int
+    clean_accuracy: Estimate
+    robust_accuracy: Estimate
+    attacks: tuple[AttackSummary, ...]
+    forwards: int
+    backwards: int
+    seconds: float
+    flags: tuple[str, ...]
+    notes: tuple[str, ...]
+    environment: dict[str, Any]
+    status: str = "success"
+    schema: int = 1
+    run: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record with the words that the command line uses at the top level."""
+        head = {
+            key: self.spec[key] for key in ("classifier", "data", "threat", "plan", "protocol", "seed", "precision")
+        }
+        return {**head, **asdict(self)}
+
+    @classmethod
+    def load(cls, run: Path) -> RunRecord:
+        """Read RUN/record.json.
+
+        Raises:
+            RecordError: not a finished run, not JSON, or of another schema.
+        """
+        path = run / "record.json"
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            unfinished = (run / "spec.json").is_file()
+            what = (
+                "is an unfinished run; the same eval command goes on with it" if unfinished else "is not a run folder"
+            )
+            raise RecordError(f"{run} {what} (no record.json).") from None
+        except ValueError as error:
+            raise RecordError(f"{path} is not valid JSON: {error}.") from None
+        if not isinstance(table, dict) or table.get("schema") != 1:
+            raise RecordError(
+                f"{path} has schema {table.get('schema') if isinstance(table, dict) else None}, expected 1."
+            )
+        names = {f.name for f in fields(cls)}
+        kept = {key: value for key, value in table.items() if key in names}
+        try:
+            for key in ("clean_accuracy", "robust_accuracy"):
+                kept[key] = Estimate(**kept[key])
+            kept["attacks"] = tuple(AttackSummary(**row) for row in kept["attacks"])
+            kept.update(flags=tuple(kept["flags"]), notes=tuple(kept["notes"]), run=str(run))
+            return cls(**kept)
+        except (KeyError, TypeError) as error:
+            raise RecordError(f"{path} lacks a field or has one of the wrong kind: {error}.") from None
+
+
+def summarise(
+    examples: Sequence[ExampleRecord], labels: Iterable[str], seconds: dict[str, float]
+) -> tuple[Estimate, Estimate, tuple[AttackSummary, ...]]:
+    """Clean accuracy, robust accuracy and the attacks' totals, from nothing but the examples (and the clock)."""
+    n = len(examples)
+    clean = proportion(sum(e.clean_prediction == e.label for e in examples), n)
+    robust = proportion(sum(e.robust for e in examples), n)
+    attacks = tuple(
+        AttackSummary(
+            name=label,
+            broken=sum(e.broken_by == label for e in examples),
+            forwards=sum(e.cost.get(label, [0, 0])[0] for e in examples),
+            backwards=sum(e.cost.get(label, [0, 0])[1] for e in examples),
+            seconds=round(seconds.get(label, 0.0), 3),
+        )
+        for label in labels
+    )
+    return clean, robust, attacks

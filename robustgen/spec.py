@@ -1,0 +1,91 @@
+"""What is asked for: RunSpec holds everything that changes numbers, RunOptions everything that does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from robustgen.errors import RecordError
+
+__all__ = ["RunOptions", "RunSpec", "compact_ids"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """A claim to be settled; two runs with the same identity give the same record.
+
+    Attributes:
+        classifier, weights_sha256: which network.
+        data, data_sha256: which data set, and the hash over the selected ids, labels and pixels.
+        ids: the examples, in order, as "0-999" or "3,7,12-20".
+        threat: such as "linf:8/255".
+        plan, protocol: what is run, by name and in full.
+        seed: of every example's random stream.
+        precision: the search form as resolved, such as "bfloat16+channels_last+folded".
+        schema: of this file.
+    """
+
+    classifier: str
+    weights_sha256: str
+    data: str
+    data_sha256: str
+    ids: str
+    threat: str
+    plan: str
+    protocol: str
+    seed: int
+    precision: str
+    schema: int = 1
+
+    def identity(self) -> str:
+        """sha256 of the canonical JSON of this spec."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, table: Any, source: str) -> RunSpec:
+        """Read a spec.json that was written by `dataclasses.asdict`."""
+        names = {f.name for f in fields(cls)}
+        if not isinstance(table, dict) or set(table) != names:
+            raise RecordError(f"{source} is no run specification: expected the fields {', '.join(sorted(names))}.")
+        if table["schema"] != cls.schema_version():
+            raise RecordError(f"{source} has schema {table['schema']}, this version reads {cls.schema_version()}.")
+        return cls(**table)
+
+    @classmethod
+    def schema_version(cls) -> int:
+        """The schema that this version writes and reads."""
+        return 1
+
+    def differences(self, other: RunSpec) -> list[str]:
+        """One line a field that differs, "field: mine / theirs"."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{key}: {mine[key]} / {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How to run; changes no figure.
+
+    Attributes:
+        device: "auto", "cpu", "cuda" or "mps".
+        batch_size: rows held at once; None means 250.
+        out: run folder; None means runs/<data>-<classifier>-<identity>.
+    """
+
+    device: str = "auto"
+    batch_size: int | None = None
+    out: Path | None = None
+
+
+def compact_ids(ids: Sequence[int]) -> str:
+    """[0, 1, 2, 7] -> "0-2,7", in the order given."""
+    runs = []
+    for _, group in groupby(enumerate(ids), key=lambda pair: pair[1] - pair[0]):
+        block = [id_ for _, id_ in group]
+        runs.append(str(block[0]) if len(block) == 1 else f"{block[0]}-{block[-1]}")
+    return ",".join(runs)

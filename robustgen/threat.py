@@ -1,0 +1,206 @@
+"""Threat models: what an adversary may do to an image, and the geometry every attack needs.
+
+Images are (B, C, H, W) float32 in [0, 1]; eps and distances are in the same unit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from robustgen.errors import SpecError, unknown_name
+from robustgen.rng import ExampleRng
+
+__all__ = ["Norm", "ThreatModel", "per_row"]
+
+Norm = Literal["linf", "l2", "l1"]
+
+_TINY = 1e-12
+_SLIDE_FRACTION = 0.01  # Tramèr & Boneh 2019 move the 1 % of coordinates with the largest gradient
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), to scale whole images of `like` (B, C, H, W)."""
+    return values.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class ThreatModel:
+    """A ball of radius `eps` in `norm` around each image, intersected with the box [0, 1].
+
+    Args:
+        norm: "linf", "l2" or "l1".
+        eps: radius in pixel units of [0, 1]; positive and finite.
+        text: eps as it was written ("8/255"), kept for printing.
+    """
+
+    norm: Norm
+    eps: float
+    text: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise unknown_name("norm", str(self.norm), get_args(Norm))
+        shown = self.text or repr(self.eps)
+        if not math.isfinite(self.eps) or self.eps <= 0:
+            raise SpecError(
+                f"threat: eps must be a positive number, got {self.norm}:{shown}; type for example linf:8/255."
+            )
+        if self.norm == "linf" and self.eps > 1:
+            hint = f"; did you mean linf:{shown}/255?" if "/" not in shown and self.eps <= 255 else "."
+            raise SpecError(f"threat: images lie in [0, 1], so a linf eps above 1 means nothing, got {shown}{hint}")
+        if not self.text:
+            object.__setattr__(self, "text", repr(self.eps))
+
+    @classmethod
+    def parse(cls, text: str | ThreatModel) -> ThreatModel:
+        """Read "linf:8/255", "L2:0.5", "l1:12"; `str()` gives the same back.
+
+        Raises:
+            SpecError: not of that form, an unknown norm, or an eps that is no positive number.
+        """
+        if isinstance(text, ThreatModel):
+            return text
+        norm, colon, eps = text.strip().partition(":")
+        norm, eps = norm.strip().lower(), eps.strip()
+        if norm not in get_args(Norm):
+            raise unknown_name(
+                "norm", norm, get_args(Norm), hint="A threat model reads like linf:8/255, l2:0.5 or l1:12."
+            )
+        if not colon or not eps:
+            raise SpecError(
+                f"threat: expected {norm}:EPS such as {norm}:{'8/255' if norm == 'linf' else '0.5'}, got '{text}'."
+            )
+        return cls(cast(Norm, norm), _number(eps), eps)
+
+    def __str__(self) -> str:
+        return f"{self.norm}:{self.text}"
+
+    def scaled(self, factor: float) -> ThreatModel:
+        """The same norm with eps multiplied by `factor`."""
+        return ThreatModel(self.norm, self.eps * factor)
+
+    @property
+    def tolerance(self) -> float:
+        """How far float32 rounding may carry an image beyond eps: one part in 100,000, plus 1e-7."""
+        return 1e-5 * self.eps + 1e-7
+
+    def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Distance of each pair of images in this norm, summed in float64.
+
+        Args:
+            x, x_adv: (B, C, H, W) in [0, 1].
+
+        Returns:
+            (B,) float64.
+        """
+        delta = (x_adv.double() - x.double()).flatten(1)
+        order = {"linf": math.inf, "l2": 2, "l1": 1}[self.norm]
+        length: Tensor = torch.linalg.vector_norm(delta, ord=order, dim=1)
+        return length
+
+    def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """(B,) bool: finite, in [0, 1], and within eps of x up to `tolerance`."""
+        flat = x_adv.flatten(1)
+        in_box = ((flat >= 0) & (flat <= 1)).all(1)  # NaN and inf fail both comparisons
+        return in_box & (self.distance(x, x_adv) <= self.eps + self.tolerance)
+
+    def project(self, x: Tensor, z: Tensor) -> Tensor:
+        """Bring z (B, C, H, W) back into the ball around x and into [0, 1].
+
+        Linf and L1: the exact projection on ball and box. L2: radial scaling, then clipping, as AutoAttack does;
+        that lies in both sets but is not the nearest such point.
+        """
+        if self.norm == "linf":
+            return z.clamp(x - self.eps, x + self.eps).clamp(0, 1)
+        if self.norm == "l2":
+            delta = z - x
+            length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+            return (x + delta * per_row(self.eps / length.clamp(min=self.eps), x)).clamp(0, 1)
+        return _project_l1_box(x, z, self.eps)
+
+    def random_start(
+        self, x: Tensor, rng: ExampleRng, purpose: str = "start", step: Tensor | int = 0, *, surface: bool = False
+    ) -> Tensor:
+        """A random point of the ball around x, clipped to [0, 1].
+
+        Args:
+            x: (B, C, H, W) in [0, 1].
+            rng: one stream an example; `purpose` and `step` choose the numbers in it.
+            surface: scale the perturbation to length eps before clipping, as APGD and AutoAttack do.
+        """
+        shape = x.shape[1:]
+        if self.norm == "linf":
+            noise = 2 * rng.uniform(shape, purpose, step, x.device) - 1
+            scale = 1 / _length(noise, math.inf) if surface else 1.0
+            return self.project(x, x + self.eps * scale * noise)
+        if self.norm == "l2":
+            noise = rng.normal(shape, purpose, step, x.device)
+            radius = (
+                1.0 if surface else rng.uniform((1, 1, 1), purpose + "-radius", step, x.device) ** (1 / x[0].numel())
+            )
+            return self.project(x, x + self.eps * radius / _length(noise, 2) * noise)
+        noise = rng.normal(shape, purpose, step, x.device)
+        return self.project(x, x + noise if surface else x + self.eps * noise / _length(noise, 1))
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The unit step of this norm that raises a linear function with gradient `grad` (B, C, H, W) most.
+
+        L1 moves along the signs of the 1 % largest coordinates (SLIDE; Tramèr & Boneh 2019, arXiv:1904.13000,
+        section 4.2): a single coordinate, the exact answer, makes steps too sparse to be useful.
+        """
+        if self.norm == "linf":
+            return grad.sign()
+        if self.norm == "l2":
+            return grad / (_length(grad, 2) + _TINY)
+        flat = grad.abs().flatten(1)
+        kth = flat.topk(max(1, round(_SLIDE_FRACTION * flat.shape[1])), dim=1).values[:, -1]
+        direction = grad.sign() * (grad.abs() >= per_row(kth, grad))
+        return direction / (_length(direction, 1) + _TINY)
+
+
+def _length(z: Tensor, order: float) -> Tensor:
+    """(B, 1, 1, 1) norm of each row of z (B, C, H, W), never zero."""
+    return per_row(torch.linalg.vector_norm(z.flatten(1), ord=order, dim=1).clamp(min=_TINY), z)
+
+
+def _number(text: str) -> float:
+    """A decimal or a fraction of integers or decimals: "8/255", "0.5", "1e-2"."""
+    number = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+    if not re.fullmatch(rf"{number}(\s*/\s*{number})?", text):
+        raise SpecError(f"threat: eps must be a number such as 8/255 or 0.1, got '{text}'.")
+    above, _, below = text.partition("/")
+    if below and Fraction(below.strip()) == 0:
+        raise SpecError(f"threat: eps divides by zero, got '{text}'.")
+    return float(Fraction(above.strip()) / Fraction(below.strip() or "1"))
+
+
+def _project_l1_box(x: Tensor, z: Tensor, eps: float) -> Tensor:
+    """Nearest point to z in {u : ||u - x||_1 <= eps} and in [0, 1], exactly.
+
+    With delta = z - x and b_i the room to the box wall in the direction of delta_i, the optimum is
+    sign(delta_i) * clip(|delta_i| - lam, 0, b_i) for the least lam >= 0 that meets the budget (the KKT conditions;
+    Croce & Hein 2021, arXiv:2103.01208, Proposition 2.1). The spent budget is piecewise linear in lam with kinks at
+    |delta_i| (slope one more) and |delta_i| - b_i (slope one less), so sorting the kinks gives lam in closed form.
+    """
+    delta = (z - x).double().flatten(1)
+    size, x_flat = delta.abs(), x.double().flatten(1)
+    room = torch.minimum(torch.where(delta > 0, 1 - x_flat, x_flat), size)
+    kinks, order = torch.cat([size, size - room], 1).sort(dim=1, descending=True)
+    slope = torch.where(order < size.shape[1], 1.0, -1.0).to(delta).cumsum(1)
+    gaps = torch.nn.functional.pad(kinks[:, :-1] - kinks[:, 1:], (1, 0))
+    spent = (torch.nn.functional.pad(slope[:, :-1], (1, 0)) * gaps).cumsum(
+        1
+    )  # budget used when lam stands at each kink
+    segment = (spent <= eps).sum(1).clamp(min=1) - 1  # the last kink that still fits
+    row = torch.arange(len(delta), device=delta.device)
+    lam = kinks[row, segment] - (eps - spent[row, segment]) / slope[row, segment].clamp(min=1)
+    lam = torch.where(room.sum(1) <= eps, 0.0, lam.clamp(min=0))
+    kept = torch.minimum((size - lam[:, None]).clamp(min=0), room)
+    return (x_flat + delta.sign() * kept).to(x.dtype).clamp(0, 1).reshape(x.shape)

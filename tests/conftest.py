@@ -1,0 +1,35 @@
+"""Fixtures for all tests: classifiers small enough to be exact, and images that they classify as labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers import Linear, make_convnet, make_images, make_linear
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small tensors are slower on many threads, and sums come out the same on every machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def linear_classifier() -> Linear:
+    """Logits W x + b for images (1, 8, 8) in 4 classes; `distance(x, y, norm)` is the optimum of every attack."""
+    return make_linear()
+
+
+@pytest.fixture
+def tiny_convnet() -> Callable[..., nn.Module]:
+    """Factory `tiny_convnet(channels=1, classes=4, seed=0)`: a random conv net for images of any size."""
+    return make_convnet
+
+
+@pytest.fixture
+def images() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Factory `images(model, n=8, shape=(1, 8, 8), seed=0)`: images in [0, 1] and the labels `model` gives them."""
+    return make_images

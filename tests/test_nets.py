@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+from robustgen.errors import SpecError
+from robustgen.nets import ARCHITECTURES, SmallResNet, build_network, input_layer
+
+
+def small(**changes: object) -> SmallResNet:
+    """A trained-looking network of two stages: running statistics are neither 0 nor 1."""
+    torch.manual_seed(0)
+    net = build_network("small-resnet", **{"widths": [8, 12], "depths": [1, 2], "classes": 5, **changes})
+    assert isinstance(net, SmallResNet)
+    for _ in range(3):
+        net(torch.rand(16, net.stem[0].in_channels, 12, 12))
+    return net.eval()
+
+
+@pytest.mark.parametrize(("stem_stride", "channels", "height"), [(1, 1, 28), (2, 1, 28), (2, 3, 33)])
+def test_maps_images_to_logits(stem_stride: int, channels: int, height: int) -> None:
+    """Any channels, stride and image size give (B, K) logits."""
+    net = small(stem_stride=stem_stride, channels=channels)
+    assert net(torch.rand(2, channels, height, height + 1)).shape == (2, 5)
+
+
+def test_strides_and_parameters_are_as_described() -> None:
+    """The first stage keeps its size, later ones halve it; the parameters add up to the count worked out by hand."""
+    net = small()
+    assert net.body(net.stem(torch.rand(1, 1, 28, 28))).shape == (1, 12, 7, 7)
+    stem = 9 * 8 + 2 * 8
+    first = 2 * (9 * 8 * 8 + 2 * 8)
+    second = (9 * 8 * 12 + 2 * 12) + (9 * 12 * 12 + 2 * 12) + (8 * 12 + 2 * 12)
+    third = 2 * (9 * 12 * 12 + 2 * 12)
+    head = 12 * 5 + 5
+    assert stem + first + second + third + head == sum(p.numel() for p in net.parameters())
+
+
+def test_same_logits_in_channels_last() -> None:
+    """The memory format changes nothing but the last bits."""
+    net, x = small(channels=3), torch.rand(4, 3, 20, 20)
+    expected = net(x)
+    net.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(net(x.contiguous(memory_format=torch.channels_last)), expected)
+
+
+def test_every_batch_norm_can_be_folded() -> None:
+    """torch.fx folds each batch norm into the convolution before it, with the same logits."""
+    net, x = small(), torch.rand(4, 1, 28, 28)
+    folded = fuse(net)
+    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+    torch.testing.assert_close(folded(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_every_architecture_is_a_constructor() -> None:
+    """The registry holds the network under the name that cards use."""
+    assert ARCHITECTURES["small-resnet"] is SmallResNet
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": [8, 16], "depths": [1]}, "got 2 widths and 1 depths"),
+        ({"widths": [], "depths": []}, "got 0 widths"),
+        ({"widths": [8, 0], "depths": [1, 1]}, "widths must be >= 1, got 0"),
+        ({"widths": [8], "depths": [1], "stem_stride": 0}, "stem_stride must be >= 1, got 0"),
+        ({"widths": [8], "depths": [1], "class": 3}, "unknown option of small-resnet 'class'; did you mean 'classes'"),
+        ({"widths": [8]}, "small-resnet cannot be built with .*depths"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
+    """An option that the network cannot take is named."""
+    with pytest.raises(SpecError, match=message):
+        build_network("small-resnet", **options)
+
+
+def test_unknown_architectures_are_refused() -> None:
+    """The nearest name is suggested, among ours and among torchvision's."""
+    with pytest.raises(SpecError, match="unknown architecture 'small-resnt'; did you mean 'small-resnet'"):
+        build_network("small-resnt")
+    with pytest.raises(SpecError, match="unknown torchvision model 'resnet81'; did you mean 'resnet1"):
+        build_network("torchvision:resnet81")
+
+
+def test_torchvision_takes_channels_and_classes() -> None:
+    """The first convolution is replaced only where the images have other channels."""
+    net = build_network("torchvision:squeezenet1_1", channels=1, classes=7).eval()
+    assert input_layer(net)[1].weight.shape == (64, 1, 3, 3)
+    assert net(torch.rand(2, 1, 32, 32)).shape == (2, 7)
+    assert input_layer(build_network("torchvision:squeezenet1_1"))[1].weight.shape == (64, 3, 3, 3)
+
+
+def test_network_without_convolution_has_no_input_layer() -> None:
+    """A network whose channels cannot be told is named."""
+    with pytest.raises(SpecError, match="Linear has no convolution"):
+        input_layer(nn.Linear(2, 2))
