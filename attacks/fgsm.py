@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from robustgen.attacks.base import QueryModel, State
 from robustgen.attacks.losses import CE, Loss
+from robustgen.attacks.pgd import PGDState
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
-from robustgen.threat import ThreatModel
+from robustgen.threat import ThreatModel, per_row
 
 __all__ = ["FGSM"]
 
@@ -29,10 +31,13 @@ class FGSM:
     restarts: ClassVar[int] = 1
     rounds: ClassVar[int] = 2  # the gradient at x, then the verdict at x_adv
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> State:
-        return State.start(x, y, threat, rng)
+    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> PGDState:
+        return PGDState.start(x, y, threat, rng, x_next=x)
 
-    def step(self, oracle: QueryModel, s: State) -> State:
-        query = oracle.grad(s.x_adv, s.y, self.loss)
+    def step(self, oracle: QueryModel, s: State) -> PGDState:
+        """The first round queries x and moves; the second queries the point it moved to."""
+        assert isinstance(s, PGDState)
+        query = oracle.grad(s.x_next, s.y, self.loss)
         moved = s.threat.project(s.x, s.x + s.threat.eps * s.threat.steepest(query.grad))
-        return replace(s, x_adv=moved, logits=query.logits, i=s.i + 1)
+        x_next = torch.where(per_row(s.i == 0, s.x), moved, s.x_next)
+        return replace(s, x_adv=s.x_next, x_next=x_next, logits=query.logits, i=s.i + 1)

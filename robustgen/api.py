@@ -13,7 +13,7 @@ from robustgen.attacks.base import Attack
 from robustgen.attacks.plans import parse_attack
 from robustgen.classifiers import check_classifier, load_classifier
 from robustgen.data import load_data
-from robustgen.evaluate import run_job
+from robustgen.evaluation import run_job
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchForm, SearchModel

@@ -99,7 +99,7 @@ def eval_command(
         given = load_suite(suite).request(given)
     request = Request(classifier=classifier, precision=precision, weights=weights, data_dir=data_dir, **given)
     from robustgen.environment import use_available_cores
-    from robustgen.evaluate import run_job
+    from robustgen.evaluation import run_job
 
     use_available_cores()
     record = _with_progress(

@@ -8,6 +8,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
@@ -83,6 +84,12 @@ def test_public_names_resolve() -> None:
     for name in robustgen.__all__:
         assert getattr(robustgen, name) is not None
     assert set(robustgen.__all__) <= set(dir(robustgen))
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """No module is called like a public name: importing it would put the module in the place of the function."""
+    modules = {module.name for module in iter_modules(robustgen.__path__)}
+    assert set() == modules & set(robustgen.__all__)
 
 
 def test_unknown_public_name_is_an_attribute_error() -> None:

@@ -1,0 +1,400 @@
+"""Pictures of a finished run: accuracy against eps, and what its adversarial images look like.
+
+accuracy-eps.png    robust accuracy at several eps; its points are kept in sweep.json, so drawing again attacks nothing
+examples.png        clean image, adversarial image and amplified difference of a few broken examples
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import textwrap
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robustgen import engine
+from robustgen.attacks.plans import Plan, parse_attack, parse_plan
+from robustgen.cards import bundled_cards
+from robustgen.classifiers import Classifier, check_classifier, load_classifier
+from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.environment import pick_device
+from robustgen.errors import ArtifactError, RecordError, RobustgenError, SpecError
+from robustgen.journal import read_witnesses, write_json
+from robustgen.judge import Judge, strict_float32
+from robustgen.nets import TORCHVISION
+from robustgen.oracle import Oracle
+from robustgen.precision import SearchModel, choose_form, has_bfloat16
+from robustgen.prepare import DEFAULT_BATCH
+from robustgen.progress import Progress
+from robustgen.record import ExampleRecord, RunRecord
+from robustgen.statistics import proportion
+from robustgen.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_run"]
+
+FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of the run's own eps
+_SHOWN = 8  # examples in the grid
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito: told apart by everybody
+_STYLE = {"font.size": 10.0, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """A finished run with its data; `ids` in the order of the run."""
+
+    folder: Path
+    record: RunRecord
+    examples: dict[int, ExampleRecord]
+    ids: tuple[int, ...]
+    dataset: Dataset
+    threat: ThreatModel
+
+
+def plot_run(
+    run: Path, *, out: Path | None, n: int, classifier: str | None, weights: Path | None, data_dir: Path | None,
+    device: str, progress: Progress,
+) -> list[Path]:  # fmt: skip
+    """Draw accuracy-eps.png and examples.png of a finished run.
+
+    Args:
+        run: a run folder.
+        out: where the pictures go; by default the run folder.
+        n: examples behind the curve, the first ones of the run; all of them where the run has fewer.
+        classifier: what to load instead of the name in the record; its weights must be those of the run.
+        weights: file of weights, as in `evaluate`.
+        data_dir: where full data sets lie.
+        device: "auto", "cpu", "cuda" or "mps".
+        progress: told how the attacks go.
+
+    Returns:
+        The pictures drawn; without examples.png when no attack broke anything.
+
+    Raises:
+        SpecError, ArtifactError, RecordError: no finished run, or its data or classifier cannot be had.
+    """
+    _need_matplotlib()
+    if n < 1:
+        raise SpecError(f"--n must be >= 1, got {n}.")
+    where = pick_device(device)
+    held = _load_run(run, data_dir)
+    out = out or run
+    sweep = _read_sweep([out, run], held, n)
+    if sweep is None:
+        model = _load_classifier(held, classifier, weights).to(where)
+        _make_folder(out)
+        sweep = _sweep(held, model, held.ids[:n], where, progress)
+        _write(lambda path: write_json(path, sweep), out / "sweep.json")
+    _make_folder(out)
+    pictures = [out / "accuracy-eps.png"]
+    _save(_draw_curve(held, sweep), pictures[0])
+    chosen, images = _choose_examples(held)
+    if not chosen:
+        progress.note("no attack broke an example of this run, so there is no examples.png.")
+        return pictures
+    pictures.append(out / "examples.png")
+    _save(_draw_grid(held, chosen, images), pictures[1])
+    return pictures
+
+
+def _need_matplotlib() -> None:
+    try:
+        import matplotlib.figure  # noqa: F401 -- only asked whether it is there
+    except ImportError:
+        raise SpecError("robustgen plot needs matplotlib; type: pip install 'robustgen[report]'") from None
+
+
+def _load_run(run: Path, data_dir: Path | None) -> _Run:
+    record = RunRecord.load(run)
+    path = run / "examples.jsonl"
+    try:
+        examples = [ExampleRecord.from_line(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise RecordError(f"{path} cannot be read: {error}.") from None
+    name = record.spec["data"]
+    if name == "tensors":
+        raise SpecError(
+            f"{run} was made from tensors in memory, which cannot be loaded again; save the images with "
+            "np.savez(FILE, image=..., label=...) and evaluate --data npz:FILE to get pictures."
+        )
+    dataset = load_data(name, data_dir=data_dir)
+    ids = parse_ids(record.spec["ids"], None, len(dataset), name)
+    if dataset.digest(ids) != record.spec["data_sha256"]:
+        raise ArtifactError(f"{name} is no longer the data of {run}: its hash differs; restore it, or evaluate again.")
+    by_id = {example.id: example for example in examples}
+    if any(id_ not in by_id for id_ in ids):
+        raise RecordError(f"{path} lacks examples of the run; evaluate again into another folder.")
+    return _Run(
+        folder=run, record=record, examples=by_id, ids=tuple(ids), dataset=dataset,
+        threat=ThreatModel.parse(record.spec["threat"]),
+    )  # fmt: skip
+
+
+def _load_classifier(run: _Run, given: str | None, weights: Path | None) -> Classifier:
+    """The run's classifier: by the name in the record, or as given; always with the run's own weights."""
+    name: str = run.record.spec["classifier"]
+    stem = name.partition("+")[0] if weights is not None else name  # NAME+FILE is what NAME with --weights is called
+    if given is None and stem not in bundled_cards() and not stem.startswith(TORCHVISION):
+        way = "--classifier fmnist-at --weights FILE" if "+" in name else "--classifier python:FILE.py:FUNCTION"
+        raise SpecError(
+            f"the record calls its classifier '{name}', and nothing of that name can be loaded; say where it comes "
+            f"from, as in: robustgen plot {run.folder} {way}"
+        )
+    classifier = load_classifier(given or stem, weights=weights, shape=run.dataset.shape)
+    if classifier.weights_sha256 != run.record.spec["weights_sha256"]:
+        raise ArtifactError(
+            f"{given or stem} has weights {classifier.weights_sha256[:12]}, {run.folder} was made with "
+            f"{run.record.spec['weights_sha256'][:12]}; pass the right ones with --classifier or --weights FILE."
+        )
+    return classifier
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--out: {folder} cannot be made ({error.strerror}); name another folder.") from None
+    if not os.access(folder, os.W_OK):
+        raise SpecError(f"--out: {folder} cannot be written; name another folder.")
+
+
+# ---------------------------------------------------------------------------------------------- the curve
+
+
+def _sweep(run: _Run, classifier: Classifier, ids: Sequence[int], device: torch.device, progress: Progress) -> Any:
+    """Attack the first examples at every eps; the contents of sweep.json.
+
+    Guarantee: an example broken at some eps counts as broken at every larger one, where its witness is valid too. At
+    the run's own eps the run's verdicts are taken: the same plan with the same seed.
+    """
+    spec = run.record.spec
+    x, y = (part.to(device) for part in run.dataset.batch(ids[:64]))
+    check_classifier(classifier, x, y)
+    form = spec["precision"] if has_bfloat16(device) or not spec["precision"].startswith("bfloat16") else "auto"
+    search, _ = choose_form(classifier, x, y, form)
+    with torch.no_grad():
+        plan = _plan(spec["protocol"], int(classifier(x[:1]).shape[1]), run.threat)
+    standing = [id_ for id_ in ids if run.examples[id_].clean_prediction == run.examples[id_].label]
+    points = []
+    for factor in FACTORS:
+        eps = factor * run.threat.eps
+        if run.threat.norm == "linf" and eps > 1:
+            break  # beyond the range of an image
+        if factor == 1:
+            standing = [id_ for id_ in standing if run.examples[id_].robust]
+        elif factor > 0:
+            standing = _survivors(run, plan, classifier, search, standing, factor, progress)
+        share = proportion(len(standing), len(ids))
+        points.append({"factor": factor, "eps": eps, "value": share.value, "low": share.low, "high": share.high})
+    return {
+        "schema": 1,
+        "identity": run.record.identity,
+        "n": len(ids),
+        "protocol": plan.protocol(int(classifier(x[:1]).shape[1])),
+        "points": points,
+    }
+
+
+def _survivors(
+    run: _Run, plan: Plan, classifier: Classifier, search: SearchModel, ids: list[int], factor: float,
+    progress: Progress,
+) -> list[int]:  # fmt: skip
+    """Those of the examples that the whole plan does not break at `factor` times the run's eps."""
+    threat = run.threat.scaled(factor)
+    judge, oracle = Judge(classifier, threat), Oracle(search)
+    device = classifier.mean.device
+    standing = list(ids)
+    for label, attack in zip(plan.labels(), plan.attacks, strict=True):
+        if not standing:
+            break
+        outcomes: list[engine.Outcome] = []
+
+        def finish(outcome: engine.Outcome, outcomes: list[engine.Outcome] = outcomes) -> None:
+            outcomes.append(outcome)
+            progress.advance(len(outcomes), f"{sum(o.broken for o in outcomes)} broken")
+
+        def fetch(wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
+            x, y = run.dataset.batch(wanted)
+            return x.to(device), y.to(device)
+
+        progress.start(f"{factor:g} eps {label}", len(standing))
+        with strict_float32():
+            engine.run(
+                attack, oracle, judge, fetch, standing, threat,
+                seed=run.record.spec["seed"], batch_size=DEFAULT_BATCH, finish=finish,
+            )  # fmt: skip
+        broken = {outcome.id for outcome in outcomes if outcome.broken}
+        standing = [id_ for id_ in standing if id_ not in broken]
+    return standing
+
+
+def _plan(protocol: str, classes: int, threat: ThreatModel) -> Plan:
+    """The plan that a protocol string describes; `quick` where this version cannot say it the same way."""
+    match = re.fullmatch(r"(.*)/(\d+): (.*)", protocol)
+    try:
+        assert match is not None
+        plan = Plan(match[1], int(match[2]), tuple(parse_attack(_typed(text)) for text in match[3].split(" > ")))
+        if plan.protocol(classes) == protocol:
+            return plan
+    except (AssertionError, RobustgenError):
+        pass
+    return parse_plan("quick", None, threat)
+
+
+def _typed(text: str) -> str:
+    """An attack as a protocol prints it, "pgd(steps=20, loss=dlr:margin)", as it is typed: "pgd:steps=20:loss=dlr"."""
+    name, _, values = text.rstrip(")").partition("(")
+    settings = [value.partition(":")[0] for value in values.split(", ") if value]
+    return ":".join([name, *settings])
+
+
+def _read_sweep(folders: Sequence[Path], run: _Run, n: int) -> Any | None:
+    """The points that an earlier call left for this run and this many examples."""
+    for folder in folders:
+        try:
+            table = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+            known = (table["schema"], table["identity"], table["n"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if known == (1, run.record.identity, min(n, len(run.ids))):
+            return table
+    return None
+
+
+def _draw_curve(run: _Run, sweep: Any) -> Figure:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    points, own, spec = sweep["points"], run.record.robust_accuracy, run.record.spec
+    eps = [point["eps"] for point in points]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        low, high = [p["low"] for p in points], [p["high"] for p in points]
+        axes.fill_between(eps, low, high, color=_BLUE, alpha=0.18, linewidth=0)
+        label = f"the first {sweep['n']} examples, with 95 % interval"
+        axes.plot(eps, [p["value"] for p in points], "o-", color=_BLUE, markersize=4.5, label=label)
+        bar = [[own.value - own.low], [own.high - own.value]]
+        axes.errorbar(
+            [run.threat.eps], [own.value], bar, fmt="D", color=_ORANGE, capsize=4, markersize=7, zorder=3,
+            markeredgecolor="white", label=f"the run: {run.record.n} examples at {run.threat}, {100 * own.value:.1f} %",
+        )  # fmt: skip
+        axes.set(ylabel="robust accuracy", ylim=(0, 1.02), xlim=(-0.02 * eps[-1], 1.02 * eps[-1]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(color="#dddddd", linewidth=0.6)
+        _label_eps(axes, run.threat)
+        axes.legend(frameon=False, loc="upper right")
+        figure.suptitle(f"{spec['classifier']} on {spec['data']}", fontsize=12)
+        figure.supxlabel(_caption(sweep["protocol"]), fontsize=7.5, color=_GREY, x=0.02, ha="left")
+    return figure
+
+
+def _label_eps(axes: Axes, threat: ThreatModel) -> None:
+    """eps in pixels of [0, 1] below; where it was typed as a fraction, its numerator above."""
+    symbol = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}[threat.norm]
+    axes.set_xlabel(f"eps ({symbol}, images in [0, 1])")
+    _, slash, below = threat.text.partition("/")
+    if slash:
+        unit = float(below)
+        above = axes.secondary_xaxis("top", functions=(lambda e: e * unit, lambda e: e / unit))
+        above.set_xlabel(f"eps in units of 1/{below.strip()}")
+
+
+def _caption(protocol: str) -> str:
+    text = (
+        f"Protocol: {protocol}. An example broken at one eps counts as broken at every larger one: "
+        "its adversarial image stays valid there."
+    )
+    return textwrap.fill(text, 118)
+
+
+# ---------------------------------------------------------------------------------------------- the grid
+
+
+def _choose_examples(run: _Run) -> tuple[list[ExampleRecord], Tensor]:
+    """Up to eight examples that an attack broke, spread over the classes, and their witnesses (B, C, H, W)."""
+    witnesses = dict(read_witnesses(run.folder))
+    by_class: dict[int, list[ExampleRecord]] = defaultdict(list)
+    for id_ in run.ids:
+        example = run.examples[id_]
+        if id_ in witnesses:
+            by_class[example.label].append(example)
+    turns = chain.from_iterable(zip_longest(*(by_class[label] for label in sorted(by_class))))
+    chosen = sorted([example for example in turns if example][:_SHOWN], key=lambda e: (e.label, e.id))
+    return chosen, torch.stack([witnesses[e.id] for e in chosen]) if chosen else torch.empty(0)
+
+
+def _draw_grid(run: _Run, chosen: Sequence[ExampleRecord], adversarial: Tensor) -> Figure:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    clean, _ = run.dataset.batch([example.id for example in chosen])
+    difference = adversarial - clean
+    factor = _amplification(float(difference.abs().max()))
+    rows = (clean, adversarial, (0.5 + factor * difference).clamp(0, 1))
+    grey = clean.shape[1] == 1
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(1.45 * max(len(chosen), 4) + 0.4, 5.6), layout="constrained")
+        grid = figure.subplots(3, len(chosen), squeeze=False)
+        for row, images in enumerate(rows):
+            cmap = ("RdBu_r" if row == 2 else "gray") if grey else None
+            for axes, image in zip(grid[row], images, strict=True):
+                pixels = image.permute(1, 2, 0).squeeze(2) if grey else image.permute(1, 2, 0)
+                axes.imshow(pixels.numpy(), cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+        names = ("clean", "adversarial", f"difference × {factor:g}")
+        for axes, name in zip(grid[:, 0], names, strict=True):
+            axes.set_ylabel(name, fontsize=11)
+        for column, example in enumerate(chosen):
+            grid[0][column].set_title(_name(run, example.label), fontsize=9)
+            grid[1][column].set_title(f"→ {_name(run, example.prediction)}", fontsize=9, color=_ORANGE)
+            grid[2][column].set_xlabel(f"id {example.id}\n{example.broken_by}", fontsize=8, color=_GREY)
+        spec = run.record.spec
+        figure.suptitle(f"{spec['classifier']} on {spec['data']}, {spec['threat']}", fontsize=12)
+        zero = "white: unchanged, red: brighter, blue: darker" if grey else "grey: unchanged"
+        figure.supxlabel(f"The difference is multiplied by {factor:g} ({zero}).", fontsize=8, color=_GREY)
+    return figure
+
+
+def _amplification(largest: float) -> float:
+    """What brings the largest change of a pixel to half the range, rounded down to two digits; at least 1."""
+    if largest <= 0:
+        return 1.0
+    wanted = 0.5 / largest
+    return max(1.0, float(f"{wanted:.2g}") if wanted < 10 else float(int(wanted)))
+
+
+def _name(run: _Run, label: int | None) -> str:
+    names = run.dataset.class_names
+    text = names[label] if label is not None and label < len(names) else str(label)
+    return textwrap.shorten(text.replace("_", " "), 18, placeholder=" …")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    draft = path.with_name(path.name + ".tmp")
+
+    def write(target: Path) -> None:
+        figure.savefig(draft, format="png", bbox_inches="tight", pad_inches=0.12)
+        draft.replace(target)
+
+    _write(write, path)
+
+
+def _write(action: Any, path: Path) -> None:
+    try:
+        action(path)
+    except OSError as error:
+        raise SpecError(f"{path} cannot be written ({error.strerror}); name another folder with --out.") from None

@@ -1,0 +1,338 @@
+"""The state of a training and how one step and one epoch change it; no files, no clock, no printing."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from robustgen.adversarial_training import clean_accuracy, fgsm_accuracy, has_collapsed, measuring, pgd_accuracy
+from robustgen.errors import RobustgenError, SpecError
+from robustgen.nets import build_network, input_layer
+from robustgen.precision import has_bfloat16
+from robustgen.recipe import Recipe, TrainingSettings
+from robustgen.rng import ExampleRng
+from robustgen.training_data import TrainingData, generator_for
+
+__all__ = ["Accuracy", "Trainer", "TrainingModel", "learning_rate", "resolve_precision"]
+
+GUARD_STEPS = 50  # between two looks at one-step against multi-step accuracy; and one at the end of each epoch
+GUARD_IMAGES = 256
+GUARD_PGD_STEPS = 10
+GUARD_MOST_STEPS = 5  # an attack of that many steps needs no guard
+_HEALTHY_SHARE = 0.8  # only a state with this share of the best PGD accuracy is kept to go back to
+
+
+class TrainingModel(nn.Module):
+    """A network with its normalisation, its memory layout and autocast: images in [0, 1] to float32 logits."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], precision: str) -> None:
+        super().__init__()
+        self.network = network
+        self.normalises = bool(mean)
+        self.precision = precision
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float32 in [0, 1] to (B, K) float32."""
+        if self.normalises:
+            x = (x - self.mean) / self.std
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+        return logits.float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Shares of the validation images classified correctly: as they are, and under PGD (None without a threat)."""
+
+    clean: float
+    pgd: float | None
+
+    @property
+    def score(self) -> float:
+        """What the best epoch is chosen by: robustness where it was trained for."""
+        return self.clean if self.pgd is None else self.pgd
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """What a checkpoint holds beside tensors; plain numbers only."""
+
+    step: int = 0  # steps done, over all epochs
+    loss_sum: float = 0.0  # over the steps of this epoch
+    attack_steps: int = 0
+    best_fgsm: float = 0.0
+    best_pgd: float = 0.0
+    seconds: float = 0.0  # of this epoch, over all processes that worked on it
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def resolve_precision(request: str, device: torch.device) -> str:
+    """What "auto" means on this device: "bfloat16" where the hardware multiplies it, else "float32"."""
+    if request != "auto":
+        return request
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
+def learning_rate(settings: TrainingSettings, step: int, total: int) -> float:
+    """The learning rate of one step: linear warm-up, then the schedule down to 0."""
+    warm = round(settings.warmup * total)
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    share = (step - warm) / max(1, total - warm)
+    factor = {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share)), "constant": 1.0}
+    return settings.lr * factor[settings.schedule]
+
+
+class Trainer:
+    """A training between two steps.
+
+    Guarantee: with the same recipe, device, precision and number of threads, `state` loaded into a new trainer gives
+    bit for bit what going on would have given. All chance is a function of seed, epoch, step and example.
+
+    The weights that count are an exponential moving average. Batch norm's running statistics are averaged with them,
+    rather than measured again afterwards: they then belong to the attacked images that the weights were trained on, and
+    a resumed training needs no extra pass over the data.
+    """
+
+    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device, precision: str) -> None:
+        self.recipe, self.data, self.device, self.precision = recipe, data, device, precision
+        self.settings = recipe.training
+        self.method = recipe.training.make_method()
+        torch.manual_seed(recipe.seed)
+        network = build_network(recipe.network.architecture, **recipe.network.options)
+        model = TrainingModel(network, recipe.data.mean, recipe.data.std, precision)
+        self.model = model.to(memory_format=torch.channels_last).to(device)
+        _check_network(self.model, data)
+        self.average = AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True)
+        self.optimizer = _optimizer(self.settings, self.model)
+        self.at = _Progress(attack_steps=self.method.steps)
+        self.best: dict[str, Any] | None = None
+        self.x_validation, self.y_validation = data.x_validation.to(device), data.y_validation.to(device)
+        self._order: tuple[int, Tensor] | None = None
+        self.good = self._snapshot() if self.guarding else None
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole training."""
+        return self.settings.epochs * self.data.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step, from 0."""
+        return self.at.step // self.data.steps_per_epoch
+
+    @property
+    def guarding(self) -> bool:
+        """Whether catastrophic overfitting is being watched for."""
+        return self.method.guarded and self.at.attack_steps < GUARD_MOST_STEPS
+
+    def step(self) -> float:
+        """One step of the optimizer; returns the loss.
+
+        Raises:
+            RobustgenError: the loss is not finite.
+        """
+        step, epoch = self.at.step, self.epoch
+        rows = self._rows(epoch, step)
+        x, y = (part.to(self.device) for part in self.data.batch(rows, epoch, step))
+        torch.manual_seed(generator_for(self.recipe.seed, "layers", step).initial_seed())  # for dropout and its like
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, step, self.total)
+        self.model.train()
+        rng = ExampleRng.of(self.recipe.seed, rows, torch.full_like(rows, epoch))
+        loss = self.method.loss(self.model, x, y, rng)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RobustgenError(
+                f"{self.recipe.name}: the loss is {value} in epoch {epoch + 1}, step {step + 1}; lower training.lr."
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        self.at.step += 1
+        self.at.loss_sum += value
+        return value
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the step just done was the last of its epoch."""
+        return self.at.step % self.data.steps_per_epoch == 0
+
+    def guard(self) -> str | None:
+        """Look for catastrophic overfitting where it is time to; after a collapse go back and attack harder.
+
+        Returns:
+            What happened, in a sentence; None when all is well.
+        """
+        if not self.guarding or not (self.at_epoch_end or self.at.step % GUARD_STEPS == 0):
+            return None
+        assert self.method.threat is not None  # a guarded method has one
+        x, y = self.x_validation[:GUARD_IMAGES], self.y_validation[:GUARD_IMAGES]
+        with measuring(self.model) as model:
+            fgsm = fgsm_accuracy(model, x, y, self.method.threat)
+            pgd = pgd_accuracy(model, x, y, self.method.threat, steps=GUARD_PGD_STEPS)
+        at = self.at
+        if has_collapsed(fgsm, pgd, at.best_fgsm, at.best_pgd, self.data.dataset.classes):
+            return self._fall_back(fgsm, pgd)
+        at.best_fgsm, at.best_pgd = max(fgsm, at.best_fgsm), max(pgd, at.best_pgd)
+        if pgd >= _HEALTHY_SHARE * at.best_pgd:
+            self.good = self._snapshot()
+        return None
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Measure the averaged weights, keep them if they are the best, and return the epoch's line of metrics."""
+        accuracy = self.accuracy()
+        line = {
+            "event": "epoch",
+            "epoch": self.at.step // self.data.steps_per_epoch,
+            "step": self.at.step,
+            "loss": self.at.loss_sum / self.data.steps_per_epoch,
+            "clean_accuracy": accuracy.clean,
+            "pgd_accuracy": accuracy.pgd,
+            "attack_steps": self.at.attack_steps,
+            "seconds": self.at.seconds,
+            "images_per_second": self.data.steps_per_epoch * self.data.batch_size / max(self.at.seconds, 1e-9),
+        }
+        self.at.history.append(line)
+        if self.best is None or accuracy.score > self.best["score"]:
+            self.best = {"score": accuracy.score, "epoch": line["epoch"], "state": self.weights()}
+        self.at.loss_sum = self.at.seconds = 0.0
+        self.at.finished = self.at.step >= self.total
+        return line
+
+    def accuracy(self) -> Accuracy:
+        """Of the averaged weights, on the validation images, in the precision of the training."""
+        with measuring(self.average.module) as model:
+            clean = clean_accuracy(model, self.x_validation, self.y_validation)
+            if self.method.threat is None:
+                return Accuracy(clean=clean, pgd=None)
+            return Accuracy(
+                clean=clean, pgd=pgd_accuracy(model, self.x_validation, self.y_validation, self.method.threat)
+            )
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the averaged network's state, contiguous, on the CPU."""
+        averaged = self.average.module
+        assert isinstance(averaged, TrainingModel)  # a copy of self.model
+        state = averaged.network.state_dict()
+        return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything a new trainer needs to go on; tensors, numbers, texts, lists and dicts only."""
+        return {
+            **self._snapshot(),
+            "precision": self.precision,
+            "at": vars(self.at),
+            "best": self.best,
+            "good": self.good,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._restore(state)
+        self.at = _Progress(**state["at"])
+        self.best, self.good = state["best"], state["good"]
+        self._strengthen()
+
+    @torch.no_grad()
+    def _average(self, averaged: Any, current: Any, count: Any) -> None:
+        """Exponential moving average whose decay rises from 0.1, so that the first weights are soon forgotten."""
+        decay = min(self.settings.ema_decay, (1 + int(count)) / (10 + int(count)))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)  # batch norm's counter
+
+    def _rows(self, epoch: int, step: int) -> Tensor:
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, self.data.order(epoch)
+        first = step % self.data.steps_per_epoch * self.data.batch_size
+        return self._order[1][first : first + self.data.batch_size]
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "model": copy.deepcopy(self.model.state_dict()),
+            "average": copy.deepcopy(self.average.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "step": self.at.step,
+            "loss_sum": self.at.loss_sum,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it would keep, and change, these tensors
+        self.at.step, self.at.loss_sum = state["step"], state["loss_sum"]
+
+    def _strengthen(self) -> None:
+        while self.method.steps < self.at.attack_steps:
+            self.method = self.method.stronger()
+
+    def _fall_back(self, fgsm: float, pgd: float) -> str:
+        assert self.good is not None  # kept from the first step on
+        found = self.at.step
+        self._restore(self.good)
+        if self.at_epoch_end:
+            self.at.loss_sum = 0.0
+        self.at.attack_steps += 1
+        self._strengthen()
+        self.at.history.append(
+            {
+                "event": "fallback",
+                "step": found,
+                "back_to_step": self.at.step,
+                "fgsm_accuracy": fgsm,
+                "pgd_accuracy": pgd,
+                "best_pgd_accuracy": self.at.best_pgd,
+                "attack_steps": self.at.attack_steps,
+            }
+        )
+        return (
+            f"catastrophic overfitting at step {found}: {fgsm:.1%} accuracy under FGSM, {pgd:.1%} under PGD "
+            f"(best {self.at.best_pgd:.1%}); back to step {self.at.step}, from now on with "
+            f"{self.at.attack_steps} attack steps."
+        )
+
+
+def _optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
+        )
+    return torch.optim.AdamW(model.parameters(), settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+
+
+def _check_network(model: TrainingModel, data: TrainingData) -> None:
+    """Refuse a network that does not fit the data."""
+    channels, classes = data.dataset.shape[0], data.dataset.classes
+    expected = input_layer(model.network)[1].in_channels
+    if channels != expected:
+        raise SpecError(f"network: takes {expected} channels, {data.dataset.name} has {channels}; set channels.")
+    if model.normalises and model.mean.numel() != channels:
+        raise SpecError(f"data.mean has {model.mean.numel()} numbers, {data.dataset.name} has {channels} channels.")
+    with measuring(model), torch.no_grad():
+        try:
+            logits = model(data.x_validation[:1].to(next(model.parameters()).device))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise SpecError(
+                f"network: cannot take images {data.dataset.shape} of {data.dataset.name}: {reason}."
+            ) from error
+    if tuple(logits.shape) != (1, classes):
+        raise SpecError(
+            f"network: gives {logits.shape[-1]} logits, {data.dataset.name} has {classes} classes; set classes."
+        )

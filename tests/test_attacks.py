@@ -1,0 +1,187 @@
+"""The contract that every registered attack keeps, and the optimum on classifiers where it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robustgen
+from robustgen.attacks.base import Attack
+from robustgen.attacks.plans import parse_attack
+from robustgen.engine import Outcome, run
+from robustgen.errors import SpecError
+from robustgen.judge import Judge
+from robustgen.oracle import Oracle
+from robustgen.registry import ATTACKS
+from robustgen.threat import ThreatModel
+from tests.helpers import assert_global_rng_untouched, make_convnet, make_images, make_linear
+
+# One small instance of every attack, with the norms it knows. A registered attack that is missing here fails a test.
+INSTANCES = {
+    "clean": ("clean", ("linf", "l2", "l1")),
+    "noise": ("noise:steps=10", ("linf", "l2", "l1")),
+    "fgsm": ("fgsm", ("linf", "l2", "l1")),
+    "pgd": ("pgd:steps=15:restarts=2", ("linf", "l2", "l1")),
+    "apgd-ce": ("apgd-ce:steps=15:restarts=2", ("linf", "l2")),
+    "apgd-dlr": ("apgd-dlr:steps=15", ("linf", "l2")),
+    "apgd-t": ("apgd-t:steps=10:restarts=3", ("linf", "l2")),
+    "square": ("square:steps=60", ("linf", "l2")),
+}
+CASES = [(text, norm) for text, norms in INSTANCES.values() for norm in norms]
+EPS = {"linf": 0.02, "l2": 0.2, "l1": 1.5}
+WHITE_BOX = ["fgsm", "pgd:steps=40", "apgd-ce:steps=40", "apgd-dlr:steps=40", "apgd-t:steps=40"]
+
+
+def attack_all(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, batch_size: int, order: list[int]
+) -> dict[int, Outcome]:
+    """Outcome by id."""
+    outcomes: dict[int, Outcome] = {}
+    run(
+        attack, Oracle(model), Judge(model, threat), lambda ids: (x[list(ids)], y[list(ids)]), order, threat,
+        seed=0, batch_size=batch_size, finish=lambda o: outcomes.__setitem__(o.id, o),
+    )  # fmt: skip
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def subject() -> tuple[nn.Module, Tensor, Tensor]:
+    """A conv net for rectangular RGB images, some of which lie near the boundary."""
+    model = make_convnet(channels=3, classes=5)
+    x, y = make_images(model, 24, (3, 11, 8))
+    return model, x, y
+
+
+def test_every_attack_is_tried() -> None:
+    """The table above covers the registry."""
+    assert set(INSTANCES) == set(ATTACKS)
+
+
+@pytest.mark.parametrize(("text", "norm"), CASES)
+def test_contract(text: str, norm: str, subject: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """Inside the ball and the box; model, gradients and global generator as found; costs counted."""
+    model, x, y = subject
+    threat = ThreatModel(norm, EPS[norm])  # type: ignore[arg-type]
+    attack = parse_attack(text)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with assert_global_rng_untouched():
+        outcomes = attack_all(attack, model, x, y, threat, batch_size=7, order=list(range(24)))
+    assert set(range(24)) == set(outcomes)
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    for id_, o in outcomes.items():
+        assert 0 < o.forwards <= attack.restarts * (attack.rounds + 1)
+        if o.broken:
+            assert o.x_adv is not None
+            assert threat.contains(x[id_ : id_ + 1], o.x_adv[None]).all()
+            assert o.prediction == int(model(o.x_adv[None]).argmax(1)) != int(y[id_])
+        else:
+            assert o.x_adv is None
+            assert o.forwards >= attack.rounds
+
+
+@pytest.mark.parametrize(("text", "norm"), CASES)
+def test_batch_and_order_change_nothing(text: str, norm: str, subject: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """Each example meets the same fate alone, in a batch and in reverse order."""
+    model, x, y = subject
+    model, x = _double(model), x.double()
+    threat = ThreatModel(norm, EPS[norm])  # type: ignore[arg-type]
+    attack = parse_attack(text)
+    fates = []
+    for batch_size, order in ((24, list(range(24))), (1, list(range(24))), (5, list(reversed(range(24))))):
+        outcomes = attack_all(attack, model, x, y, threat, batch_size=batch_size, order=order)
+        fates.append([outcomes[id_] for id_ in range(24)])
+    for other in fates[1:]:
+        for a, b in zip(fates[0], other, strict=True):
+            assert (a.broken, a.round, a.restart, a.forwards) == (b.broken, b.round, b.restart, b.forwards)
+            if a.x_adv is not None and b.x_adv is not None:
+                torch.testing.assert_close(a.x_adv, b.x_adv, atol=1e-6, rtol=0)
+
+
+def _double(model: nn.Module) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(model).double()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("text", WHITE_BOX)
+def test_optimal_on_a_linear_classifier(text: str, norm: str) -> None:
+    """Succeeds a little beyond the closed-form distance of each example, fails everywhere below it."""
+    model = make_linear(classes=2)
+    x, y = make_images(model, 32)
+    x = 0.5 + 0.1 * (x - 0.5)  # far from the walls of the box, so that the closed form holds
+    y = model(x).argmax(1)
+    distance = model.distance(x, y, norm)
+    for k in range(32):
+        if not 1e-3 < float(distance[k]) < 0.3:
+            continue
+        for factor, expected in ((1.05, True), (0.95, False)):
+            threat = ThreatModel(norm, factor * float(distance[k]))  # type: ignore[arg-type]
+            found = attack_all(parse_attack(text), model, x, y, threat, batch_size=1, order=[k])[k]
+            assert expected == found.broken, f"example {k}, {factor} times the distance"
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 8, 1000])
+@pytest.mark.parametrize("text", [text for text, _ in INSTANCES.values()])
+def test_any_number_of_classes(text: str, classes: int) -> None:
+    """Losses that need a third or fourth logit, and targets that do not exist, are no obstacle."""
+    model = make_linear((1, 5, 9), classes=classes)
+    x, y = make_images(model, 4, (1, 5, 9))
+    outcomes = attack_all(
+        parse_attack(text), model, x, y, ThreatModel("linf", 0.3), batch_size=4, order=[0, 1, 2, 3]
+    )
+    assert all(o.error is None for o in outcomes.values())
+    if classes == 1:
+        assert not any(o.broken for o in outcomes.values())
+    elif text.startswith(("pgd", "apgd", "square")):
+        assert all(o.broken for o in outcomes.values())
+
+
+@pytest.mark.parametrize("attack", ["pgd:steps=5", "apgd-t:steps=5:restarts=2", "square:steps=20"])
+def test_library_function(attack: str, subject: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """`robustgen.attack` returns images inside the ball, and the clean image where it found none."""
+    model, x, y = subject
+    x_adv = robustgen.attack(model, x, y, "linf:0.02", attack)
+    assert ThreatModel("linf", 0.02).contains(x, x_adv).all()
+    broken = model(x_adv).argmax(1) != y
+    assert broken.any()
+    assert torch.equal(x[~broken], x_adv[~broken])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("pdg", "did you mean 'pgd'"),
+        ("pgd:step=3", "did you mean 'steps'"),
+        ("pgd:steps", "expected parameter=value"),
+        ("pgd:steps=many", "steps must be an integer"),
+        ("pgd:steps=1.5", "steps must be an integer"),
+        ("pgd:rel_step=-1", "rel_step must be positive"),
+        ("pgd:loss=cee", "did you mean 'ce'"),
+        ("square:steps=0", "must be >= 1"),
+        ("square:p_init=2", "fraction of the image"),
+        ("noise:steps=0", "must be >= 1"),
+    ],
+)
+def test_bad_attacks_say_what_to_type(text: str, says: str) -> None:
+    """Names and parameters are checked before anything runs."""
+    with pytest.raises(SpecError, match=says):
+        parse_attack(text)
+
+
+def test_stronger_attacks_break_more(subject: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """Noise breaks fewer than FGSM, FGSM no more than APGD."""
+    model, x, y = subject
+    count: Callable[[str], Any] = lambda text: sum(  # noqa: E731
+        o.broken
+        for o in attack_all(
+            parse_attack(text), model, x, y, ThreatModel("linf", 0.01), batch_size=24, order=list(range(24))
+        ).values()
+    )
+    assert count("noise:steps=20") < count("fgsm") <= count("apgd-ce:steps=20")
