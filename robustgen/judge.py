@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustgen.precision import standard_layout
 from robustgen.threat import ThreatModel
 
 __all__ = ["Judge", "Verdict", "strict_float32"]
@@ -44,7 +45,7 @@ class Judge:
     def predict(self, x: Tensor) -> Tensor:
         """(B,) int64: the class of each image x (B, C, H, W); -1 where a logit is not finite."""
         with torch.no_grad():
-            logits = self.classifier(x)
+            logits = self.classifier(standard_layout(x))
         return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
     def __call__(self, x: Tensor, y: Tensor, x_adv: Tensor) -> Verdict:

@@ -91,12 +91,11 @@ def plot_run(
     held = _load_run(run, data_dir)
     out = out or run
     sweep = _read_sweep([out, run], held, n)
-    if sweep is None:
-        model = _load_classifier(held, classifier, weights).to(where)
-        _make_folder(out)
+    model = None if sweep is not None else _load_classifier(held, classifier, weights).to(where)
+    _make_folder(out)
+    if model is not None:
         sweep = _sweep(held, model, held.ids[:n], where, progress)
         _write(lambda path: write_json(path, sweep), out / "sweep.json")
-    _make_folder(out)
     pictures = [out / "accuracy-eps.png"]
     _save(_draw_curve(held, sweep), pictures[0])
     chosen, images = _choose_examples(held)
@@ -317,7 +316,7 @@ def _caption(protocol: str) -> str:
         f"Protocol: {protocol}. An example broken at one eps counts as broken at every larger one: "
         "its adversarial image stays valid there."
     )
-    return textwrap.fill(text, 118)
+    return textwrap.fill(text, 132)
 
 
 # ---------------------------------------------------------------------------------------------- the grid

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robustgen.errors import SpecError
 
-__all__ = ["SearchForm", "SearchModel", "choose_form", "has_bfloat16", "parse_form"]
+__all__ = ["SearchForm", "SearchModel", "choose_form", "has_bfloat16", "parse_form", "standard_layout"]
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,19 @@ class SearchModel(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        layout = torch.channels_last if self.form.channels_last else torch.contiguous_format
-        logits: Tensor = self.network(x.to(dtype=self.form.dtype, memory_format=layout))
+        x = x.to(self.form.dtype)
+        x = x.contiguous(memory_format=torch.channels_last) if self.form.channels_last else standard_layout(x)
+        logits: Tensor = self.network(x)
         return logits.float()
+
+
+def standard_layout(x: Tensor) -> Tensor:
+    """x (B, C, H, W) with the strides of a freshly made tensor.
+
+    `contiguous()` is not enough: with one channel or one row other strides pass for contiguous, convolutions take them
+    for channels_last, and a user's `.view` behind them fails.
+    """
+    return x if x.stride() == torch.empty(x.shape, device="meta").stride() else x.clone(memory_format=torch.contiguous_format)
 
 
 def _fold(classifier: nn.Module) -> nn.Module:
