@@ -1,6 +1,7 @@
-"""Auto-PGD (APGD): momentum PGD that chooses its own step size. The first two attacks of AutoAttack.
+"""Auto-PGD (APGD): PGD that chooses its own step size. The first two attacks of AutoAttack.
 
-Every row carries its own iteration, step size and checkpoint, so rows can enter and leave the batch at any time.
+Every row carries its own iteration, step size and checkpoint, so rows can enter and leave the batch at any time. Linf
+and L2 are here; an l1 threat is climbed as `apgd_l1.py` says.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from robustgen.attacks import apgd_l1
+from robustgen.attacks.ascent import Ascent, keep_best
 from robustgen.attacks.base import Query, QueryModel, State
 from robustgen.attacks.losses import CE, DLR, Loss, TargetedDLR, ranked_classes
 from robustgen.errors import SpecError
@@ -24,29 +27,24 @@ _RHO = 0.75  # a window with fewer than this share of increases halves the step,
 
 
 @dataclass(kw_only=True)
-class APGDState(State):
+class APGDState(Ascent):
     """Algorithm 1 in mid-flight, row by row. Image tensors are (B, C, H, W), the others (B,)."""
 
-    x_next: Tensor  # x^(k+1), queried by the next round
     x_prev: Tensor  # x^(k-1) of the momentum term
-    x_max: Tensor  # best point so far
-    grad_max: Tensor  # gradient there
-    f_max: Tensor  # loss there
     f_prev: Tensor  # loss of the iterate before
     f_max_checked: Tensor  # f_max at the last checkpoint
     rises: Tensor  # increases of the loss since the last checkpoint
-    eta: Tensor  # step size
     halved: Tensor  # bool: the last checkpoint halved eta
     window: Tensor  # iterations from the last checkpoint to the next
     since: Tensor  # iterations since the last checkpoint
-    target: Tensor  # class of a targeted loss; y for the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _APGD:
     """Algorithm 1 with some loss; `aim` is what APGD-T adds.
 
-    Source: Croce & Hein 2020, arXiv:2003.01690, Algorithm 1, eq. (3); checkpoints of section 3.1.
+    Source: Croce & Hein 2020, arXiv:2003.01690, Algorithm 1, eq. (3); checkpoints of section 3.1. For L1, the source
+    that `apgd_l1.py` names.
     Differs: the engine drops a row when it is broken; the paper runs all iterations. Three habits of the reference
     implementation are kept, since the field's figures rest on them: condition 2 is off at the first checkpoint; the
     first comparison of losses is against 0; after a return to x_max the momentum still uses the iterate that stood
@@ -69,62 +67,63 @@ class _APGD:
         """(B,) int64: the class that the loss aims at; y where it aims at none."""
         return y
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> APGDState:
+    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> Ascent:
+        target = self.aim(oracle, x, y, rng)
         if threat.norm == "l1":
-            raise SpecError("apgd: linf and l2 are supported, got l1; type --attacks pgd for an l1 threat.")
-        start = threat.random_start(x, rng, surface=True)
-        zero = x.new_zeros(len(x))
-        return APGDState.start(
-            x, y, threat, rng,
-            x_next=start, x_prev=start, x_max=start, grad_max=torch.zeros_like(x),
-            f_max=zero - torch.inf, f_prev=zero, f_max_checked=zero, rises=zero,
-            eta=zero + 2 * threat.eps, halved=torch.ones_like(y, dtype=torch.bool),
-            window=torch.full_like(y, max(int(0.22 * self.steps), 1)), since=torch.zeros_like(y),
-            target=self.aim(oracle, x, y, rng),
-        )  # fmt: skip
+            return apgd_l1.start(x, y, threat, rng, target)
+        return _start(x, y, threat, rng, target, self.steps)
 
-    def step(self, oracle: QueryModel, s: State) -> APGDState:
+    def step(self, oracle: QueryModel, s: State) -> Ascent:
         """Query x^(k+1), update the best point and the step size, and propose x^(k+2)."""
+        assert isinstance(s, Ascent)
+        query = oracle.grad(s.x_next, s.y, lambda logits, y: self.loss(logits, y, s.target))
+        if isinstance(s, apgd_l1.SparseAscent):
+            return apgd_l1.climb(s, query, self.steps)
         assert isinstance(s, APGDState)
-        target = s.target
-        query = oracle.grad(s.x_next, s.y, lambda logits, y: self.loss(logits, y, target))
-        first = s.i == 0
-        s = _keep_best(s, query)
-        s.since = torch.where(first, 0, s.since + 1)
-        s.rises = s.rises + ((query.loss > s.f_prev) & ~first)
-        s.f_prev = torch.where(first, 0, query.loss)
-        s.f_max_checked = torch.where(first, query.loss, s.f_max_checked)
-        x_k, grad = self._checkpoint(s, query)
-        x_next = _propose(s, x_k, grad, first)
-        return replace(s, x_adv=s.x_next, logits=query.logits, x_prev=x_k, x_next=x_next, i=s.i + 1)
-
-    def _checkpoint(self, s: APGDState, query: Query) -> tuple[Tensor, Tensor]:
-        """Conditions 1 and 2: halve eta and go back to the best point where progress has stopped; updates s."""
-        due = s.since == s.window
-        oscillates = s.rises <= _RHO * s.window
-        stagnates = ~s.halved & (s.f_max_checked >= s.f_max)
-        back = due & (oscillates | stagnates)
-        s.eta = torch.where(back, s.eta / 2, s.eta)
-        s.halved = torch.where(due, back, s.halved)
-        s.f_max_checked = torch.where(due, s.f_max, s.f_max_checked)
-        shorter = (s.window - max(int(0.03 * self.steps), 1)).clamp(min=max(int(0.06 * self.steps), 1))
-        s.window = torch.where(due, shorter, s.window)
-        s.since = torch.where(due, 0, s.since)
-        s.rises = torch.where(due, 0, s.rises)
-        reset = per_row(back, s.x)
-        return torch.where(reset, s.x_max, s.x_next), torch.where(reset, s.grad_max, query.grad)
+        return _climb(s, query, self.steps)
 
 
-def _keep_best(s: APGDState, query: Query) -> APGDState:
-    """x_max, f_max and the gradient there."""
-    better = query.loss > s.f_max
-    here = per_row(better, s.x)
-    return replace(
-        s,
-        x_max=torch.where(here, s.x_next, s.x_max),
-        grad_max=torch.where(here, query.grad, s.grad_max),
-        f_max=torch.where(better, query.loss, s.f_max),
-    )
+def _start(x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, target: Tensor, steps: int) -> APGDState:
+    start = threat.random_start(x, rng, surface=True)
+    zero = x.new_zeros(len(x))
+    return APGDState.start(
+        x, y, threat, rng,
+        x_next=start, x_prev=start, x_max=start, grad_max=torch.zeros_like(x),
+        f_max=zero - torch.inf, f_prev=zero, f_max_checked=zero, rises=zero,
+        eta=zero + 2 * threat.eps, halved=torch.ones_like(y, dtype=torch.bool),
+        window=torch.full_like(y, max(int(0.22 * steps), 1)), since=torch.zeros_like(y),
+        target=target,
+    )  # fmt: skip
+
+
+def _climb(s: APGDState, query: Query, steps: int) -> APGDState:
+    """Take in what x^(k+1) answered, and propose x^(k+2)."""
+    first = s.i == 0
+    s = keep_best(s, query)
+    s.since = torch.where(first, 0, s.since + 1)
+    s.rises = s.rises + ((query.loss > s.f_prev) & ~first)
+    s.f_prev = torch.where(first, 0, query.loss)
+    s.f_max_checked = torch.where(first, query.loss, s.f_max_checked)
+    x_k, grad = _checkpoint(s, query, steps)
+    x_next = _propose(s, x_k, grad, first)
+    return replace(s, x_adv=s.x_next, logits=query.logits, x_prev=x_k, x_next=x_next, i=s.i + 1)
+
+
+def _checkpoint(s: APGDState, query: Query, steps: int) -> tuple[Tensor, Tensor]:
+    """Conditions 1 and 2: halve eta and go back to the best point where progress has stopped; updates s."""
+    due = s.since == s.window
+    oscillates = s.rises <= _RHO * s.window
+    stagnates = ~s.halved & (s.f_max_checked >= s.f_max)
+    back = due & (oscillates | stagnates)
+    s.eta = torch.where(back, s.eta / 2, s.eta)
+    s.halved = torch.where(due, back, s.halved)
+    s.f_max_checked = torch.where(due, s.f_max, s.f_max_checked)
+    shorter = (s.window - max(int(0.03 * steps), 1)).clamp(min=max(int(0.06 * steps), 1))
+    s.window = torch.where(due, shorter, s.window)
+    s.since = torch.where(due, 0, s.since)
+    s.rises = torch.where(due, 0, s.rises)
+    reset = per_row(back, s.x)
+    return torch.where(reset, s.x_max, s.x_next), torch.where(reset, s.grad_max, query.grad)
 
 
 def _propose(s: APGDState, x_k: Tensor, grad: Tensor, first: Tensor) -> Tensor:

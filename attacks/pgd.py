@@ -40,7 +40,7 @@ class PGD:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
             raise SpecError(f"pgd: steps and restarts must be >= 1, got {self.steps} and {self.restarts}.")
-        if not self.rel_step > 0:
+        if not 0 < self.rel_step < float("inf"):
             raise SpecError(f"pgd: rel_step must be positive, got {self.rel_step}.")
 
     @property

@@ -126,10 +126,16 @@ def _read_plan(path: Path) -> Plan:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError(f"plan: no file {path}; name a plan (`robustgen list plans`) or a TOML file.") from None
+    except OSError as error:
+        raise SpecError(f"plan {path} cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"plan {path} is not valid TOML: {error}.") from None
     stages = table.get("attacks")
-    if not isinstance(stages, list) or not stages or not all(isinstance(s, dict) and "name" in s for s in stages):
+    named = isinstance(stages, list) and all(isinstance(s, dict) and isinstance(s.get("name"), str) for s in stages)
+    if not named or not stages:
         raise SpecError(f"plan {path}: expected at least one [[attacks]] table with a name.")
+    version = table.get("version", 1)
+    if type(version) is not int:
+        raise SpecError(f"plan {path}: version must be an integer, got {version!r}.")
     attacks = tuple(_build(s["name"], {k: v for k, v in s.items() if k != "name"}) for s in stages)
-    return Plan(str(table.get("name", path.stem)), int(table.get("version", 1)), attacks)
+    return Plan(str(table.get("name", path.stem)), version, attacks)

@@ -18,6 +18,7 @@ from robustgen.threat import ThreatModel, per_row
 __all__ = ["Square", "SquareState"]
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # iterations after which the area fraction p halves
+_ORDER = {"l2": 2, "l1": 1}
 _TINY = 1e-12
 
 
@@ -35,7 +36,8 @@ class Square:
     """Propose a random square inside the threat model; keep it if the margin falls.
 
     Source: Andriushchenko et al. 2020, arXiv:1912.00049, Algorithms 1 to 3; the schedule of p is that of section 3.2
-    for 10,000 iterations, not rescaled to `steps`, as in AutoAttack.
+    for 10,000 iterations, not rescaled to `steps`, as in AutoAttack. For L1, Croce & Hein 2021,
+    arXiv:2103.01208, section 5.
     Differs: each example draws its own squares (the reference shares them within a batch, so that its result
     depends on the batch size), and windows reach the last row and column, as in the paper.
     """
@@ -55,8 +57,6 @@ class Square:
         return self.steps + 1  # the initial point is a query as well
 
     def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> SquareState:
-        if threat.norm == "l1":
-            raise SpecError("square: linf and l2 are supported, got l1; type --attacks pgd for an l1 threat.")
         start = _stripes(x, threat, rng) if threat.norm == "linf" else _tiles(x, threat, rng)
         return SquareState.start(x, y, threat, rng, x_best=start, margin_best=x.new_full((len(x),), torch.inf))
 
@@ -87,7 +87,7 @@ class Square:
             side = side.clamp(1, min(height, width))
             return _square_linf(s, side, words)
         side = (side.clamp(min=3) // 2 * 2 + 1).clamp(max=min(height, width))
-        return _square_l2(s, side, words)
+        return _square_l2(s, side, words) if s.threat.norm == "l2" else _square_l1(s, side, words)
 
 
 def _stripes(x: Tensor, threat: ThreatModel, rng: ExampleRng) -> Tensor:
@@ -129,28 +129,46 @@ def _signs(words: Tensor, x: Tensor) -> Tensor:
 def _square_l2(s: SquareState, side: Tensor, words: Tensor) -> Tensor:
     """Algorithm 3: the norm in window 2, and what the ball has left, move to window 1, in the shape of eta."""
     nu = s.x_best - s.x
-    w1 = _window(s.x, side, words[:, 0], words[:, 1])
-    w2 = _window(s.x, side, words[:, 2], words[:, 3])
     unused = (s.threat.eps**2 - nu.square().sum((1, 2, 3), keepdim=True)).clamp(min=0)
-    shape = _eta_image(s.x, side, words) * _signs(words, s.x) + nu * w1 / (_norm(nu * w1) + _TINY)
-    budget = (_norm(nu * torch.maximum(w1, w2)).square() + unused / s.x.shape[1]).sqrt()
-    nu = nu * (1 - torch.maximum(w1, w2)) + shape / (_norm(shape) + _TINY) * budget
+    shape, windows = _reshaped(s, nu, side, words)
+    budget = (_norm(nu * windows, 2).square() + unused / s.x.shape[1]).sqrt()
+    nu = nu * (1 - windows) + shape * budget
     length = nu.square().sum((1, 2, 3), keepdim=True).sqrt()
     return s.threat.project(s.x, s.x + nu * s.threat.eps / (length + _TINY))
 
 
-def _norm(z: Tensor) -> Tensor:
-    """(B, C, 1, 1): L2 norm of each channel."""
-    length: Tensor = z.square().sum((2, 3), keepdim=True).sqrt()
-    return length
+def _square_l1(s: SquareState, side: Tensor, words: Tensor) -> Tensor:
+    """Algorithm 3 with L1 norms (Croce & Hein 2021): each of C channels gets C times its share, then projected."""
+    nu = s.x_best - s.x
+    unused = (s.threat.eps - nu.abs().sum((1, 2, 3), keepdim=True)).clamp(min=0)
+    shape, windows = _reshaped(s, nu, side, words)
+    budget = s.x.shape[1] * _norm(nu * windows, 1) + unused
+    return s.threat.project(s.x, s.x + nu * (1 - windows) + shape * budget)
 
 
-def _eta_image(x: Tensor, side: Tensor, words: Tensor) -> Tensor:
+def _reshaped(s: SquareState, nu: Tensor, side: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """nu in window 1 with eta added, of unit norm in each channel (B, C, H, W); 1 in either window (B, 1, H, W)."""
+    p = _ORDER[s.threat.norm]
+    w1 = _window(s.x, side, words[:, 0], words[:, 1])
+    w2 = _window(s.x, side, words[:, 2], words[:, 3])
+    eta = _eta_image(s.x, side, words, p) * _signs(words, s.x)
+    shape = eta + nu * w1 / (_norm(nu * w1, p) + _TINY)
+    return shape / (_norm(shape, p) + _TINY), torch.maximum(w1, w2)
+
+
+def _norm(z: Tensor, p: int) -> Tensor:
+    """(B, C, 1, 1): Lp norm of each channel."""
+    if p == 1:
+        return z.abs().sum((2, 3), keepdim=True)
+    return z.square().sum((2, 3), keepdim=True).sqrt()
+
+
+def _eta_image(x: Tensor, side: Tensor, words: Tensor, p: int) -> Tensor:
     """(B, 1, H, W): eta of side (B,) in window 1, half of the rows transposed."""
     r, c = _offsets(x, side, words[:, 0], words[:, 1])
     sides = side.unique().tolist()
     longest = max(sides)
-    table = torch.stack([torch.nn.functional.pad(_eta(k), (0, longest - k, 0, longest - k)) for k in sides])
+    table = torch.stack([torch.nn.functional.pad(_eta(k, p), (0, longest - k, 0, longest - k)) for k in sides])
     table = torch.stack([table, table.transpose(1, 2)], 1).to(x)  # (sides, 2, longest, longest)
     kind = torch.searchsorted(side.unique(), side)
     flip = words[:, 4] & 1
@@ -161,36 +179,46 @@ def _eta_image(x: Tensor, side: Tensor, words: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _eta(side: int) -> Tensor:
-    """(side, side): a positive and a negative bump, one above the other, of unit norm (section 3.4, eq. (2))."""
+def _eta(side: int, p: int) -> Tensor:
+    """(side, side): a positive and a negative bump, one above the other, of unit Lp norm (section 3.4, eq. (2))."""
     upper = side // 2
-    bump = torch.cat([_bump(upper, side), -_bump(side - upper, side)])
-    eta: Tensor = bump / bump.norm().clamp(min=_TINY)
-    return eta
+    return _unit(torch.cat([_bump(upper, side, p), -_bump(side - upper, side, p)]), p)
 
 
-def _bump(height: int, width: int) -> Tensor:
-    """(height, width): sum of 1 / (k + 1)^2 over k from the Chebyshev distance to the centre up to the rim."""
+def _bump(height: int, width: int, p: int) -> Tensor:
+    """(height, width): sum of 1 / (k + 1)^q over k from the Chebyshev distance to the centre up to the rim.
+
+    q is 2 for L2 and 4 for L1.
+    """
     rim = max(height // 2, width // 2)
-    tails = torch.tensor([1.0 / (k + 1) ** 2 for k in range(rim + 1)]).flip(0).cumsum(0).flip(0)
+    tails = torch.tensor([1.0 / (k + 1) ** (4 // p) for k in range(rim + 1)]).flip(0).cumsum(0).flip(0)
     r = (torch.arange(height) - height // 2).abs()[:, None]
     c = (torch.arange(width) - width // 2).abs()[None]
-    bump = tails[torch.maximum(r, c)]
-    return bump / bump.norm() if height else bump
+    return _unit(tails[torch.maximum(r, c)], p)
+
+
+def _unit(pattern: Tensor, p: int) -> Tensor:
+    """A pattern (h, w) scaled to Lp norm 1; empty patterns stay empty."""
+    return pattern / torch.linalg.vector_norm(pattern, ord=p).clamp(min=_TINY) if len(pattern) else pattern
 
 
 def _tiles(x: Tensor, threat: ThreatModel, rng: ExampleRng) -> Tensor:
-    """Start for L2 (section 3.4): a grid of eta tiles, about five along the shorter edge, random signs, length eps."""
+    """Start for L2 and L1 (section 3.4): a grid of eta tiles, about five along the shorter edge, random signs.
+
+    L2 scales it to length eps; L1 projects tiles of norm 1 as they are.
+    """
     batch, channels, height, width = x.shape
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
     signs = rng.signs((channels, rows, columns), "tiles", device=x.device)
     flips = rng.words(rows * columns, "tile-turns", device=x.device).reshape(batch, 1, rows, columns) & 1
-    eta = _eta(side).to(x)
+    eta = _eta(side, _ORDER[threat.norm]).to(x)
     tile = torch.where(flips[..., None, None] == 1, eta.T, eta) * signs[..., None, None]
     grid = tile.transpose(3, 4).reshape(batch, channels, rows * side, columns * side)
     top, left = (height - rows * side) // 2, (width - columns * side) // 2
     delta = torch.zeros_like(x)
     delta[:, :, top : top + rows * side, left : left + columns * side] = grid
+    if threat.norm == "l1":
+        return threat.project(x, x + delta)
     length = delta.square().sum((1, 2, 3), keepdim=True).sqrt()
     return threat.project(x, x + delta * threat.eps / (length + _TINY))

@@ -13,6 +13,7 @@ from robustgen.attacks.base import Attack
 from robustgen.attacks.plans import parse_attack
 from robustgen.classifiers import check_classifier, load_classifier
 from robustgen.data import load_data
+from robustgen.errors import SpecError
 from robustgen.evaluation import run_job
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Oracle
@@ -101,6 +102,10 @@ def attack(
     Raises:
         SpecError: the images, labels, model or attack are not what they should be.
     """
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"model must be a torch.nn.Module, got a {type(model).__name__}.")
+    if batch_size < 1:
+        raise SpecError(f"batch_size must be >= 1, got {batch_size}.")
     limits = ThreatModel.parse(threat)
     chosen = parse_attack(attack) if isinstance(attack, str) else attack
     dataset = load_data((x, y))

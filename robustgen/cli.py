@@ -236,13 +236,18 @@ _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 def main() -> None:
     """Entry point: exit codes 0 ok, 1 run failed, 2 bad request, 130 interrupted."""
-    sys.exit(_run(sys.argv[1:]))
+    code = _run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
     try:
-        code = app(arguments, standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        code = app(arguments or ["--help"], prog_name="robustgen", standalone_mode=False)
+        code = code if isinstance(code, int) else 0
     except RobustgenError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -250,18 +255,20 @@ def _run(arguments: list[str]) -> int:
         print(f"error: {_usage(error)}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except SystemExit:
+        code = 0  # only when the reader of stdout left (as `head` does): nothing to tell it
+    if code == 130:  # Ctrl-C: newer typers return this code, older ones raise Abort
         print("interrupted: what was finished is kept; the same command goes on from there.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing to tell it
-        return 0
+    return code
 
 
 def _usage(error: Any) -> str:
     """click's message with the command to ask for help."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "robustgen"
-    return f"{error.format_message()} Type `{path} --help`."
+    message: str = error.format_message()
+    return f"{message}{'' if message.endswith(('.', '?', ')')) else '.'} Type `{path} --help`."
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robustgen.attacks.base import Attack, State
 from robustgen.judge import Judge
+from robustgen.memory import is_memory_error
 from robustgen.oracle import Oracle
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
@@ -110,10 +111,10 @@ def run(
             fresh = _enter(attack, oracle, fetch, threat, seed, entering)
             rows = fresh if rows is None else _join(rows, fresh)
         assert rows is not None
-        before = oracle.cost
-        rows.state = attack.step(oracle, rows.state)
-        spent = oracle.cost - before
-        rows.charge(spent.forwards, spent.backwards)
+        largest = _round(rows, attack, oracle)
+        if largest < min(len(rows), batch_size):
+            batch_size = largest
+            log.warning("memory is exhausted by a larger batch: going on with %d rows at once, same results", largest)
         rows = _settle(rows, attack, judge, waiting, finish)
 
 
@@ -133,6 +134,28 @@ def _enter(
     rows = _Rows(state, ids, forwards, backwards)
     rows.charge(spent.forwards, spent.backwards)
     return rows
+
+
+def _round(rows: _Rows, attack: Attack, oracle: Oracle) -> int:
+    """One step for every row; where memory runs out, in halves. Returns the largest batch that went through."""
+    before = oracle.cost
+    try:
+        state = attack.step(oracle, rows.state)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises the plain kind
+        if len(rows) == 1 or not is_memory_error(error):
+            raise
+    else:
+        rows.state = state
+        spent = oracle.cost - before
+        rows.charge(spent.forwards, spent.backwards)
+        return len(rows)
+    oracle.cost = before  # queries of the failed attempt gave no answer
+    index = torch.arange(len(rows))
+    halves = [_take(rows, part) for part in index.tensor_split(2)]
+    largest = min(_round(half, attack, oracle) for half in halves)
+    joined = _join(*halves)
+    rows.state, rows.forwards, rows.backwards = joined.state, joined.forwards, joined.backwards
+    return largest
 
 
 def _settle(

@@ -184,17 +184,17 @@ def _check_folder(folder: Path, spec: RunSpec, bytes_needed: int) -> None:
             if held is not None and held != spec:
                 fields_ = "; ".join(spec.differences(held))
                 raise RecordError(f"--out: {folder} holds another run (asked / there: {fields_}); name another folder.")
+        free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.is_dir())).free
+        needed = bytes_needed + _MARGIN_BYTES
+        if free < needed:
+            sizes = f"{free / 2**20:.0f} MiB free, the run may need {needed / 2**20:.0f} MiB"
+            raise SpecError(f"--out: {folder} has {sizes}; make room or name another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-probe"
         probe.touch()
         probe.unlink()
-        free = shutil.disk_usage(folder).free
     except OSError as error:
         raise SpecError(f"--out: {folder} cannot be written ({error.strerror}); name another folder.") from None
-    needed = bytes_needed + _MARGIN_BYTES
-    if free < needed:
-        sizes = f"{free / 2**20:.0f} MiB free, the run may need {needed / 2**20:.0f} MiB"
-        raise SpecError(f"--out: {folder} has {sizes}; make room or name another folder.")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustgen.memory import is_memory_error
 from robustgen.precision import standard_layout
 from robustgen.threat import ThreatModel
 
@@ -43,9 +44,17 @@ class Judge:
         self.threat = threat
 
     def predict(self, x: Tensor) -> Tensor:
-        """(B,) int64: the class of each image x (B, C, H, W); -1 where a logit is not finite."""
-        with torch.no_grad():
-            logits = self.classifier(standard_layout(x))
+        """(B,) int64: the class of each image x (B, C, H, W); -1 where a logit is not finite.
+
+        Where memory runs out, the batch is judged in halves.
+        """
+        try:
+            with torch.no_grad():
+                logits = self.classifier(standard_layout(x))
+        except RuntimeError as error:
+            if len(x) == 1 or not is_memory_error(error):
+                raise
+            return torch.cat([self.predict(half) for half in x.tensor_split(2)])
         return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
     def __call__(self, x: Tensor, y: Tensor, x_adv: Tensor) -> Verdict:

@@ -47,7 +47,7 @@ __all__ = ["plot_run"]
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of the run's own eps
 _SHOWN = 8  # examples in the grid
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito: told apart by everybody
-_STYLE = {"font.size": 10.0, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
+_STYLE: Any = {"font.size": 10.0, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,7 +307,8 @@ def _label_eps(axes: Axes, threat: ThreatModel) -> None:
     _, slash, below = threat.text.partition("/")
     if slash:
         unit = float(below)
-        above = axes.secondary_xaxis("top", functions=(lambda e: e * unit, lambda e: e / unit))
+        functions: Any = (lambda e: e * unit, lambda e: e / unit)
+        above = axes.secondary_xaxis("top", functions=functions)
         above.set_xlabel(f"eps in units of 1/{below.strip()}")
 
 

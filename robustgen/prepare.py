@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from robustgen.data import Dataset, load_data, parse_ids
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
 from robustgen.journal import saved_spec
+from robustgen.oracle import Oracle
 from robustgen.precision import SearchModel, choose_form
 from robustgen.rng import ExampleRng
 from robustgen.spec import RunSpec, compact_ids
@@ -68,6 +70,7 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
     Raises:
         SpecError, ArtifactError: the request cannot be run as asked; nothing has been written.
     """
+    _check_types(request)
     if request.precision not in ("auto", "float32"):
         raise SpecError(f"--precision must be auto or float32, got '{request.precision}'.")
     if batch_size is not None and batch_size < 1:
@@ -86,6 +89,8 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
     plan = parse_plan(request.plan, request.attacks, threat)
     x, y = (part.to(where) for part in dataset.batch(ids[:_PROBE_ROWS]))
     flags = check_classifier(classifier, x, torch.as_tensor(dataset.labels[list(ids)]))
+    for attack in plan.attacks:  # one example each: an attack refuses a norm that it does not know
+        attack.init(Oracle(classifier), x[:1], y[:1], threat, ExampleRng.of(request.seed, ids[:1]))
     classes = _count_classes(classifier, x)
     spec = RunSpec(
         classifier=classifier.card.name,
@@ -111,10 +116,30 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
     )  # fmt: skip
 
 
+def _check_types(request: Request) -> None:
+    """Refuse what only a Python caller can get wrong."""
+    data, kind = request.data, type(request.data).__name__
+    if not isinstance(request.classifier, str | nn.Module):
+        raise SpecError(f"classifier must be a name or a torch.nn.Module, got a {type(request.classifier).__name__}.")
+    if not isinstance(data, str) and [isinstance(part, Tensor) for part in data] != [True, True]:
+        raise SpecError(
+            f"data must be a name or a pair of tensors (images, labels), got a {kind}; see torch.from_numpy."
+        )
+    if not isinstance(request.threat, str | ThreatModel | None):
+        raise SpecError(f"threat must be a text such as 'linf:8/255', got {request.threat!r}.")
+    if not isinstance(request.n, int | None):
+        raise SpecError(f"--n must be an integer, got {request.n!r}.")
+    if request.attacks is not None and request.plan != "quick":
+        raise SpecError("--plan and --attacks exclude each other; drop one of them.")
+
+
 def _choose_ids(request: Request, dataset: Dataset) -> list[int]:
     ids = request.ids
     if ids is not None and not isinstance(ids, str):
-        ids = ",".join(str(int(id_)) for id_ in ids)
+        try:
+            ids = ",".join(str(index(id_)) for id_ in ids)
+        except TypeError:
+            raise SpecError(f"ids must be integers, got {list(ids)[:5]}.") from None
     return parse_ids(ids, request.n, len(dataset), dataset.name)
 
 

@@ -35,9 +35,8 @@ class Suite:
         fixed = {key: getattr(self, key) for key in ("data", "ids", "threat", "plan", "seed")}
         for key, value in given.items():
             if fixed.get(key) != value:
-                raise SpecError(
-                    f"--{key} {value} contradicts suite {self.name} ({fixed.get(key)}); drop one of the two."
-                )
+                said = f"({key} {fixed[key]})" if key in fixed else "(it fixes the examples and the plan)"
+                raise SpecError(f"--{key} {value} contradicts suite {self.name} {said}; drop one of the two.")
         return fixed
 
 
@@ -57,7 +56,7 @@ def load_suite(name: str) -> Suite:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"suite {path} cannot be read: {error.strerror}.") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"suite {path} is not valid TOML: {error}.") from None
     wanted = {f.name: f.type for f in fields(Suite)}
     for key in table:

@@ -2,72 +2,33 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import json
-import pickle
 import shlex
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import robustgen
 from robustgen import journal
+from robustgen.attacks.fgsm import FGSM
 from robustgen.cli import _run
-from robustgen.errors import RobustgenError
-from tests.helpers import make_linear
-
-MODELS = '''
-import torch
-from torch import nn
-
-class Answer(nn.Module):
-    """Does to the logits of a linear layer whatever is asked."""
-    def __init__(self, change):
-        super().__init__()
-        self.layer, self.change = nn.Linear(64, 4), change
-    def forward(self, x):
-        return self.change(self.layer(x.flatten(1)))
-
-def build(change=lambda z: z, mode=False):
-    torch.manual_seed(0)
-    return Answer(change).train(mode)
-
-def linear(): return build()
-def flat(): return build(lambda z: z[:, 0])
-def images(): return build(lambda z: z[:, :, None, None])
-def half_batch(): return build(lambda z: z[: len(z) // 2])
-def pair(): return build(lambda z: (z, z))
-def classes(): return build(lambda z: z.argmax(1, keepdim=True))
-def two_classes(): return build(lambda z: z[:, :2])
-def one_class(): return build(lambda z: z[:, :1])
-def no_class(): return build(lambda z: z[:, :0])
-def nan(): return build(lambda z: z * torch.nan)
-def infinite(): return build(lambda z: z / 0)
-def nothing(): return None
-def number(): return 3
-def kind(): return nn.Linear
-def raises(): raise RuntimeError("no such\\nlayer")
-def leaves(): raise SystemExit(3)
-def asks(size): return build()
-def dropout(): return nn.Sequential(build(), nn.Dropout(0.5)).train()
-def batch_norm(): return nn.Sequential(nn.BatchNorm2d(1), build()).train()
-def colour(): return nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()).eval()
-def probabilities(): return build(lambda z: z.softmax(1))
-constant = 3
-'''
+from robustgen.errors import SpecError
+from tests.bad_files import write_bad_files
+from tests.helpers import make_images, make_linear
 
 
 class Bad(NamedTuple):
-    """A command line and what its error must say; {in} is the folder of inputs, a leading + stands for a good eval."""
+    """A command line and what its error must say.
+
+    {in} is the folder of inputs, a leading + stands for a good eval, and @NAME for one of that function in models.py.
+    """
 
     typed: str
     says: str
@@ -128,8 +89,6 @@ PLANS = [
     Bad("+ --attacks pgd:loss=cee", "did you mean 'ce'"),
     Bad("+ --attacks fgsm:steps=3", "parameter of fgsm 'steps'"),
     Bad("+ --attacks square:p_init=2", "(0, 1]"),
-    Bad("+ --attacks square --threat l1:1", "--attacks pgd"),
-    Bad("+ --attacks apgd-ce --threat l1:1", "--attacks pgd"),
     Bad("+ --plan quik", "did you mean 'quick'"),
     Bad("+ --plan thorough", "robustgen list plans"),
     Bad("+ --plan quick --attacks pgd", "exclude each other"),
@@ -259,13 +218,13 @@ FILES = [
     Bad("eval {in}/card-short.json", "lacks the field"),
     Bad("eval {in}/card-kind.json", "classes must be"),
     Bad("eval {in}/card-network.json", "small-resnet"),
-    Bad("eval {in}/card-option.json", "widthes"),
+    Bad("eval {in}/card-option.json", "did you mean 'widths'"),
     Bad("eval {in}/card-bare.json", "--weights FILE"),
     Bad("eval {in}/card-missing.json", "no such file"),
     Bad("eval {in}/card-sum.json", "sha256"),
     Bad("+ --out {in}/good.npz", "is a file"),
     Bad("+ --out {in}/good.npz/below", "cannot be written"),
-    Bad("+ --out /proc/robustgen", "cannot be written"),
+    Bad("+ --out /proc/robustgen", "name another folder"),
     Bad("+ --out {in}", "holds no run"),
     Bad("+ --out {in}/other-run --seed 1", "seed: 1 / 0"),
     Bad("+ --out {in}/other-run --threat linf:0.2", "threat: linf:0.2 / linf:0.1"),
@@ -282,141 +241,17 @@ FILES = [
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of files, most of them bad."""
     folder = tmp_path_factory.mktemp("inputs")
-    for write in (_write_models, _write_npz, _write_folders, _write_weights, _write_cards, _write_toml, _write_runs):
-        write(folder)
+    write_bad_files(folder)
     return folder
 
 
-def _write_models(folder: Path) -> None:
-    (folder / "models.py").write_text(MODELS, encoding="utf-8")
-    (folder / "syntax.py").write_text("def make(:\n", encoding="utf-8")
-    (folder / "imports.py").write_text("import no_such_package\n", encoding="utf-8")
-    (folder / "empty.txt").write_text("\n", encoding="utf-8")
-    (folder / "words.txt").write_text("1\nthree\n", encoding="utf-8")
-
-
-def _write_npz(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
-    y = np.arange(40) % 4
-    sets: dict[str, dict[str, Any]] = {
-        "good": {"image": x, "label": y},
-        "no-label": {"image": x, "labels": y},
-        "float": {"image": x / 255, "label": y},
-        "nan": {"image": x * np.nan, "label": y},
-        "length": {"image": x, "label": y[:-1]},
-        "one-hot": {"image": x, "label": np.eye(4, dtype=np.int64)[y]},
-        "negative": {"image": x, "label": y - 1},
-        "real-label": {"image": x, "label": y.astype(float)},
-        "none": {"image": x[:0], "label": y[:0]},
-        "nchw": {"image": x.transpose(0, 3, 1, 2), "label": y},
-        "flat": {"image": x.reshape(40, 64), "label": y},
-        "objects": {"image": np.array([x, None], dtype=object), "label": y},
-        "many-classes": {"image": x, "label": y + 2},
-        "rgb": {"image": x.repeat(3, axis=3), "label": y},
-    }
-    for name, arrays in sets.items():
-        np.savez(folder / f"{name}.npz", **arrays)
-    np.save(folder / "bare.npy", x)
-    (folder / "bare.npy").rename(folder / "bare.npz")
-    (folder / "truncated.npz").write_bytes((folder / "good.npz").read_bytes()[:900])
-    (folder / "bad-data" / "cifar10").mkdir(parents=True)
-    (folder / "bad-data" / "cifar10" / "test.npz").write_bytes(b"PK")
-
-
-def _write_folders(folder: Path) -> None:
-    def image(path: str, size: int, mode: str = "L") -> None:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new(mode, (size, size)).save(folder / path)
-
-    (folder / "empty").mkdir()
-    image("empty-class/a/0.png", 8)
-    (folder / "empty-class" / "b").mkdir()
-    image("odd/a/0.png", 8)
-    image("odd/b/0.png", 9)
-    image("broken-image/a/0.png", 8)
-    (folder / "broken-image" / "a" / "1.png").write_bytes(b"no image")
-    image("deep-image/a/0.png", 8, "I;16")
-
-
-class _Code:
-    """What unpickles by running a command."""
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return (print, ("this must never run",))
-
-
-def _write_weights(folder: Path) -> None:
-    state = nn.Linear(64, 4).state_dict()
-    good = {f"layer.{key}": value for key, value in state.items()}
-    torch.save(good, folder / "good.pt")
-    torch.save([1, 2, 3], folder / "numbers.pt")
-    torch.save({"layer.weight": _Code()}, folder / "code.pt")
-    (folder / "truncated.pt").write_bytes((folder / "good.pt").read_bytes()[:700])
-    save_file(good, folder / "good.safetensors")
-    save_file(state, folder / "other.safetensors")
-    save_file({**good, "layer.weight": torch.zeros(5, 64)}, folder / "shape.safetensors")
-    (folder / "truncated.safetensors").write_bytes((folder / "good.safetensors").read_bytes()[:-40])
-    (folder / "empty.safetensors").touch()
-
-
-def _write_cards(folder: Path) -> None:
-    card = {
-        "name": "mine", "title": "mine", "architecture": "small-resnet", "channels": 1, "classes": 4, "kind": "user",
-        "options": {"widths": [4], "depths": [1], "channels": 1, "classes": 4},
-    }  # fmt: skip
-    cards: dict[str, Any] = {
-        "list": [card],
-        "card-typo": {**card, "titel": "mine"},
-        "card-short": {key: value for key, value in card.items() if key != "architecture"},
-        "card-kind": {**card, "classes": "four"},
-        "card-network": {**card, "architecture": "small-resnt"},
-        "card-option": {**card, "options": {"widthes": [4]}},
-        "card-bare": card,
-        "card-missing": {**card, "weights": "missing.safetensors"},
-        "card-sum": {**card, "weights": "good.safetensors", "sha256": 64 * "0"},
-    }
-    for name, content in cards.items():
-        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    (folder / "broken.json").write_text("{", encoding="utf-8")
-
-
-def _write_toml(folder: Path) -> None:
-    suite = 'name = "s"\ndescription = ""\ndata = "fmnist-test-1k"\nids = "0"\nthreat = "linf:0.1"\nplan = "quick"\n'
-    files = {
-        "broken": "name = ",
-        "idle": 'name = "idle"',
-        "nameless": "[[attacks]]\nsteps = 3",
-        "typo": '[[attacks]]\nname = "pgdd"',
-        "number": "[[attacks]]\nname = 3",
-        "version": 'version = "one"\n[[attacks]]\nname = "pgd"',
-        "steps": '[[attacks]]\nname = "pgd"\nsteps = [3]',
-        "suite-typo": suite + "version = 1\nseed = 0\nthreats = 1",
-        "suite-kind": suite + 'version = 1\nseed = "0"',
-    }
-    for name, content in files.items():
-        (folder / f"{name}.toml").write_text(content, encoding="utf-8")
-    (folder / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    (folder / "folder.toml").mkdir()
-
-
-def _write_runs(folder: Path) -> None:
-    """The folder of a run that was left before its first example, and one that nobody can read."""
-    job_spec = _spec_of(folder)
-    for name, content in {"other-run": json.dumps(job_spec), "strange-run": "{"}.items():
-        (folder / name).mkdir()
-        (folder / name / "spec.json").write_text(content, encoding="utf-8")
-
-
-def _spec_of(folder: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from robustgen.prepare import Request, prepare
-
-    request = Request(
-        classifier=f"python:{folder}/models.py:linear", data=f"npz:{folder}/good.npz", threat="linf:0.1"
-    )
-    return asdict(prepare(request).spec)
+def _arguments(typed: str, inputs: Path) -> list[str]:
+    """A command line as written in the tables, ready to run."""
+    if typed.startswith("@"):
+        typed = EVAL.replace(":linear", f":{typed[1:]}")
+    elif typed.startswith("+"):
+        typed = EVAL + typed[1:]
+    return shlex.split(typed.replace("{in}", str(inputs)))
 
 
 ALL = [*COMMANDS, *THREATS, *PLANS, *SELECTIONS, *DATA, *CLASSIFIERS, *FILES]
@@ -430,12 +265,7 @@ def test_bad_input_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     before = _files(inputs)
-    typed = bad.typed
-    if typed.startswith("@"):
-        typed = EVAL.replace(":linear", f":{typed[1:]}")
-    elif typed.startswith("+"):
-        typed = EVAL + typed[1:]
-    code = _run(shlex.split(typed.replace("{in}", str(inputs))))
+    code = _run(_arguments(bad.typed, inputs))
     out, err = capsys.readouterr()
     assert err.startswith("error: "), err
     assert err.count("\n") == 1, f"expected one line, got: {err}"
@@ -454,3 +284,113 @@ def _files(folder: Path) -> dict[str, int]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
+
+
+def test_attack_that_refuses_the_threat_is_asked_first(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even the last attack of a plan says what it cannot do before the first one has begun."""
+
+    def refuse(*_: object) -> None:
+        raise SpecError("fgsm: no l1; type --attacks pgd for an l1 threat.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FGSM, "init", refuse)
+    assert _run([*_arguments("+", inputs), "--attacks", "pgd,fgsm"]) == 2
+    assert capsys.readouterr() == ("", "error: fgsm: no l1; type --attacks pgd for an l1 threat.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_probabilities_are_a_flag_and_no_error(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A classifier that returns probabilities is evaluated, and the reader is warned."""
+    assert _run([*_arguments("@probabilities", inputs), "--attacks", "fgsm", "--out", f"{tmp_path}/run"]) == 0
+    assert "FLAG probabilities: the classifier returns probabilities, not logits" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["flags"] == ["probabilities"]
+
+
+def test_full_disk_is_refused_before_any_work(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too little room for the run is found out at the start."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=2**30, used=2**30, free=1000))
+    assert _run(_arguments("+", inputs)) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "0 MiB free" in err
+    assert "make room or name another folder" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_that_fills_up_fails_the_run(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No space in the middle: exit code 1, one sentence; with room again the same command ends well."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = [*_arguments("+ --attacks fgsm", inputs), "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_save_tensors", full)
+        assert _run(command) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: no space left for")
+    assert not (tmp_path / "run" / "record.json").exists()
+    assert _run(command) == 0
+    assert (tmp_path / "run" / "record.json").is_file()
+
+
+def _python_calls() -> dict[str, tuple[Callable[[Any, Tensor, Tensor], Any], str]]:
+    """What goes wrong only from Python: name to a call with (model, images, labels) and what its error says."""
+    evaluate, attack = robustgen.evaluate, robustgen.attack
+    return {
+        "0 to 255": (lambda m, x, y: evaluate(m, (255 * x, y), "linf:0.1"), "divide by 255"),
+        "normalised": (lambda m, x, y: evaluate(m, (x - 0.5, y), "linf:0.1"), "undo the normalisation"),
+        "nan": (lambda m, x, y: evaluate(m, (x * torch.nan, y), "linf:0.1"), "got NaN or infinite"),
+        "infinite": (lambda m, x, y: evaluate(m, (x / 0, y), "linf:0.1"), "got NaN or infinite"),
+        "no channels": (lambda m, x, y: evaluate(m, (x[:, 0], y), "linf:0.1"), r"give x\[:, None\]"),
+        "integers": (lambda m, x, y: evaluate(m, (x.long(), y), "linf:0.1"), "floating point in"),
+        "real labels": (lambda m, x, y: evaluate(m, (x, y.float()), "linf:0.1"), "whole numbers"),
+        "few labels": (lambda m, x, y: evaluate(m, (x, y[:-1]), "linf:0.1"), "8 images, but 7 labels"),
+        "large label": (lambda m, x, y: evaluate(m, (x, y + 4), "linf:0.1"), "is not in 0 .. 3"),
+        "negative label": (lambda m, x, y: evaluate(m, (x, y - 9), "linf:0.1"), "classes count from 0"),
+        "no images": (lambda m, x, y: evaluate(m, (x[:0], y[:0]), "linf:0.1"), "holds no images"),
+        "NumPy": (lambda m, x, y: evaluate(m, (x.numpy(), y.numpy()), "linf:0.1"), "torch.from_numpy"),
+        "one tensor": (lambda m, x, y: evaluate(m, x, "linf:0.1"), r"pair of tensors \(images, labels\)"),
+        "three tensors": (lambda m, x, y: evaluate(m, (x, y, y), "linf:0.1"), "pair of tensors"),
+        "no threat": (lambda m, x, y: evaluate(m, (x, y)), "--threat linf:8/255"),
+        "number as threat": (lambda m, x, y: evaluate(m, (x, y), 0.1), "'linf:8/255', got 0.1"),
+        "function": (lambda m, x, y: evaluate(lambda z: z, (x, y), "linf:0.1"), "got a function"),
+        "class": (lambda m, x, y: evaluate(type(m), (x, y), "linf:0.1"), "a name or a torch.nn.Module"),
+        "no ids": (lambda m, x, y: evaluate(m, (x, y), "linf:0.1", ids=[]), "selects nothing"),
+        "same ids": (lambda m, x, y: evaluate(m, (x, y), "linf:0.1", ids=[1, 1]), "example 1 twice"),
+        "id too large": (lambda m, x, y: evaluate(m, (x, y), "linf:0.1", ids=[8]), "ids 0 to 7"),
+        "id below zero": (lambda m, x, y: evaluate(m, (x, y), "linf:0.1", ids=[-1]), "neither an id"),
+        "real ids": (lambda m, x, y: evaluate(m, (x, y), "linf:0.1", ids=[1.5]), "ids must be integers"),
+        "real n": (lambda m, x, y: evaluate(m, (x, y), "linf:0.1", n=2.5), "--n must be an integer"),
+        "real seed": (lambda m, x, y: evaluate(m, (x, y), "linf:0.1", seed=1.5), "seed must be an integer"),
+        "plan and attacks": (lambda m, x, y: evaluate(m, (x, y), "linf:0.1", plan="a", attacks="pgd"), "exclude each"),
+        "batch size": (lambda m, x, y: evaluate(m, (x, y), "linf:0.1", batch_size=0), "--batch-size must be >= 1"),
+        "attack: images": (lambda m, x, y: attack(m, 255 * x, y, "linf:0.1"), "divide by 255"),
+        "attack: labels": (lambda m, x, y: attack(m, x, y + 4, "linf:0.1"), "is not in 0 .. 3"),
+        "attack: threat": (lambda m, x, y: attack(m, x, y, "linf:8"), "did you mean linf:8/255"),
+        "attack: name": (lambda m, x, y: attack(m, x, y, "linf:0.1", "pgdd"), "did you mean 'pgd'"),
+        "attack: seed": (lambda m, x, y: attack(m, x, y, "linf:0.1", seed=-1), "seed must be"),
+        "attack: function": (lambda m, x, y: attack(lambda z: z, x, y, "linf:0.1"), "torch.nn.Module"),
+        "attack: batch size": (lambda m, x, y: attack(m, x, y, "linf:0.1", batch_size=0), "batch_size must be >= 1"),
+    }
+
+
+@pytest.mark.parametrize("name", _python_calls())
+def test_bad_arguments_from_python(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sentences for library users, and nothing written."""
+    monkeypatch.chdir(tmp_path)
+    call, says = _python_calls()[name]
+    model = make_linear()
+    with pytest.raises(SpecError, match=says):
+        call(model, *make_images(model))
+    assert list(tmp_path.iterdir()) == []

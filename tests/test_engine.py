@@ -66,6 +66,10 @@ def climb(levels: list[float], attack: Climb, model: nn.Module, batch_size: int 
     return outcomes
 
 
+def _fate(outcome: Outcome) -> tuple[object, ...]:
+    return (outcome.broken, outcome.round, outcome.restart, outcome.forwards, outcome.distance)
+
+
 def test_rows_leave_when_broken_and_others_take_their_places() -> None:
     """The round of the break is exact, the batch stays full while anybody waits, costs are per example."""
     model = Threshold()
@@ -175,3 +179,25 @@ def test_gradients_match_finite_differences(make: type[nn.Module]) -> None:
     slope = (CE()(model(x + h * direction), y) - CE()(model(x - h * direction), y)) / (2 * h)
     torch.testing.assert_close((query.grad * direction).flatten(1).sum(1), slope, rtol=1e-5, atol=1e-8)
 
+
+def test_exhausted_memory_halves_the_batch(caplog: pytest.LogCaptureFixture) -> None:
+    """Too large a batch is split until it fits, with a warning and the same outcomes; other errors pass through."""
+
+    class Small(Threshold):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 3:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
+            return super().forward(x)
+
+    levels = [0.495, 0.4, 0.475, 0.455, 0.3] * 4
+    outcomes = climb(levels, Climb(), Small(), batch_size=16)
+    assert "memory is exhausted" in caplog.text
+    expected = climb(levels, Climb(), Threshold(), batch_size=16)
+    assert [_fate(expected[k]) for k in range(20)] == [_fate(outcomes[k]) for k in range(20)]
+
+    class Wrong(Threshold):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        climb([0.4, 0.3], Climb(), Wrong())

@@ -1,0 +1,79 @@
+"""Robust accuracy of the bundled classifiers under AutoAttack standard (pyautoattack) and under a plan, same ids.
+
+Minutes on two cores: AutoAttack spends thousands of queries on each image that it cannot break.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import robustgen
+from robustgen.benchmarks.harness import store
+from robustgen.environment import use_available_cores
+from robustgen.record import ExampleRecord
+from robustgen.statistics import proportion
+
+
+def reference_verdicts(name: str, n: int, eps: float, seed: int) -> tuple[list[bool], float]:
+    """Which of the first n images AutoAttack standard leaves robust, re-judged in float32, and its seconds."""
+    from pyautoattack import AutoAttack
+
+    classifier, data = robustgen.load_classifier(name), robustgen.load_data("fmnist-test-1k")
+    x, y = data.batch(range(n))
+    begun = time.perf_counter()
+    attack = AutoAttack(classifier, device="cpu", eps=eps, norm="Linf", seed=seed, version="standard")
+    x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=250)
+    seconds = time.perf_counter() - begun
+    with torch.no_grad():
+        robust = (classifier(x).argmax(1) == y) & (classifier(x_adv).argmax(1) == y)
+    return robust.tolist(), seconds
+
+
+def measure(name: str, n: int, eps: float, plan: str, seed: int) -> dict[str, Any]:
+    """Both sides on one classifier."""
+    reference, reference_seconds = reference_verdicts(name, n, eps, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        record = robustgen.evaluate(name, "fmnist-test-1k", f"linf:{eps}", plan=plan, n=n, seed=seed, out=run)
+        ours = [ExampleRecord.from_line(line).robust for line in (run / "examples.jsonl").read_text("utf-8").splitlines()]
+    agreement = sum(a == b for a, b in zip(ours, reference, strict=True)) / n
+    return {
+        "classifier": name,
+        "n": n,
+        "threat": f"linf:{eps}",
+        "plan": record.spec["protocol"],
+        "precision": record.spec["precision"],
+        "clean": proportion(round(record.clean_accuracy.value * n), n).value,
+        "autoattack": proportion(sum(reference), n).value,
+        "ours": record.robust_accuracy.value,
+        "agreement": agreement,
+        "only_autoattack_broke": sum(a and not b for a, b in zip(ours, reference, strict=True)),
+        "only_ours_broke": sum(b and not a for a, b in zip(ours, reference, strict=True)),
+        "autoattack_seconds": reference_seconds,
+        "our_seconds": record.seconds,
+    }
+
+
+def main() -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=300)
+    parser.add_argument("--plan", default="quick")
+    options = parser.parse_args()
+    use_available_cores()
+    logging.getLogger("auto-attack").setLevel(logging.WARNING)
+    rows = [measure(name, options.n, 0.1, options.plan, seed=0) for name in ("fmnist-standard", "fmnist-at")]
+    for row in rows:
+        print({key: value for key, value in row.items() if key not in ("plan", "threat")})
+    print(store("reference_accuracy", {"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

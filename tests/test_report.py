@@ -1,0 +1,91 @@
+"""The record as people read it: the same figures on a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from robustgen.record import AttackSummary, RunRecord
+from robustgen.report import FLAG_HELP, print_record, record_lines
+from robustgen.statistics import Estimate
+
+
+@pytest.fixture
+def record() -> RunRecord:
+    """A run of 200 examples by two attacks, with a flag and a note."""
+    return RunRecord(
+        spec={
+            "classifier": "net[1]", "weights_sha256": "0123456789abcdef", "data": "fmnist-test-1k",
+            "threat": "linf:8/255", "protocol": "quick/1: pgd(steps=5)", "precision": "float32", "seed": 3,
+        },
+        identity="f" * 64, n=200, clean_accuracy=Estimate(0.9, 0.85, 0.93), robust_accuracy=Estimate(0.5, 0.43, 0.57),
+        attacks=(
+            AttackSummary(name="pgd", broken=70, forwards=1000, backwards=900, seconds=1.25),
+            AttackSummary(name="square", broken=10, forwards=4000, backwards=0, seconds=2.5),
+        ),
+        forwards=5200, backwards=900, seconds=4.0, flags=("probabilities",), notes=("a plainer form [x] is used.",),
+        environment={}, run="runs/here",
+    )  # fmt: skip
+
+
+def on_terminal(record: RunRecord) -> str:
+    """What a terminal of 120 columns shows, without colours."""
+    stream = io.StringIO()
+    print_record(record, Console(file=stream, force_terminal=True, width=120, color_system="truecolor"))
+    assert "\x1b[" in stream.getvalue()
+    return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+
+
+def test_plain_lines(record: RunRecord) -> None:
+    """Every figure, aligned; costs are per example of the whole run."""
+    expected = """\
+classifier       net[1]  (weights 0123456789ab)
+data             fmnist-test-1k, 200 examples
+threat           linf:8/255
+clean accuracy   90.00 %  [85.00, 93.00]
+robust accuracy  50.00 %  [43.00, 57.00]
+
+attack  broke  forwards/example  backwards/example  seconds
+pgd        70               5.0                4.5      1.2
+square     10              20.0                0.0      2.5
+all        80              26.0                4.5      4.0
+
+quick/1: pgd(steps=5)
+searched in float32, judged in float32, seed 3
+FLAG probabilities: the classifier returns probabilities, not logits: losses saturate and attacks look weak
+note: a plainer form [x] is used.
+record: runs/here"""
+    assert expected.splitlines() == record_lines(record)
+
+
+def test_a_pipe_gets_the_plain_lines(record: RunRecord, capsys: pytest.CaptureFixture[str]) -> None:
+    """No codes, no boxes."""
+    print_record(record, Console(file=io.StringIO(), force_terminal=False))
+    assert "\n".join(record_lines(record)) + "\n" == capsys.readouterr().out
+
+
+def test_terminal_shows_the_same(record: RunRecord) -> None:
+    """Colours and rules are added, words and figures are not; brackets are no markup."""
+    shown = on_terminal(record)
+    for line in record_lines(record):
+        for word in line.split():
+            assert word in shown, line
+
+
+def test_long_lines_can_be_copied(record: RunRecord) -> None:
+    """A protocol or a path is not cut where the terminal ends."""
+    long = replace(record, run="runs/" + 150 * "x", spec={**record.spec, "protocol": "quick/1: " + 150 * "y"})
+    shown = on_terminal(long)
+    assert 150 * "x" in shown
+    assert 150 * "y" in shown
+
+
+def test_every_flag_is_explained(record: RunRecord) -> None:
+    """The mark comes with what it means; a flag of a newer version is shown all the same."""
+    for flag, meaning in FLAG_HELP.items():
+        assert f"FLAG {flag}: {meaning}" in record_lines(replace(record, flags=(flag,)))
+    assert "FLAG new: see the record" in record_lines(replace(record, flags=("new",)))
