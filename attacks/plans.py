@@ -14,8 +14,7 @@ from typing import Any
 
 from robustgen.attacks.apgd import APGDCE, APGDT
 from robustgen.attacks.base import Attack
-from robustgen.attacks.losses import LOSSES, Loss, Margin
-from robustgen.attacks.pgd import PGD
+from robustgen.attacks.losses import LOSSES, Loss
 from robustgen.attacks.square import Square
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import ATTACKS, PLANS, register_plan
@@ -48,8 +47,6 @@ PlanMaker = Callable[[ThreatModel], Plan]
 @register_plan("quick")
 def quick(threat: ThreatModel) -> Plan:
     """A first look in seconds: APGD-CE, targeted APGD on the three nearest classes, a few queries of Square."""
-    if threat.norm == "l1":
-        return Plan("quick", 1, (PGD(steps=50), PGD(steps=50, restarts=2, loss=Margin())))
     return Plan("quick", 1, (APGDCE(steps=20), APGDT(steps=20, restarts=3), Square(steps=100)))
 
 

@@ -188,9 +188,11 @@ def _judge_candidates(rows: _Rows, judge: Judge, hit: Tensor, finish: Callable[[
     """Judge the rows that the search form saw misclassified; (B,) bool on the CPU: those really broken."""
     s = rows.state
     broken = torch.zeros(len(rows), dtype=torch.bool)
-    if not hit.any():
-        return broken
     candidates = hit.nonzero().flatten()
+    if len(candidates):  # minimum-norm attacks see many far outside, not worth a forward of the judge
+        candidates = candidates[judge.threat.contains(s.x[candidates], s.x_adv[candidates])]
+    if not len(candidates):
+        return broken
     verdict = judge(s.x[candidates], s.y[candidates], s.x_adv[candidates])
     for k in verdict.broken.nonzero().flatten().tolist():
         row = int(candidates[k])

@@ -1,0 +1,221 @@
+"""Health checks: can attacks by gradient be believed on this classifier at all? Measured before the attack starts.
+
+Each check measures one number on a few correctly classified images and raises its flag beyond a threshold; both go into
+the record. What a flag means and what to do about it stands in `FLAGS`, which is also what docs and tables print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.attacks.losses import CE, Margin, margin
+from robustgen.oracle import Oracle
+from robustgen.rng import ExampleRng
+from robustgen.threat import ThreatModel
+
+__all__ = ["FLAGS", "Flag", "Health", "inspect_classifier"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One entry of the manual: when it is raised, why that matters, what to do."""
+
+    raised_if: str
+    why: str
+    what_to_do: str
+    escalates: bool = True
+
+
+FLAGS: dict[str, Flag] = {
+    "randomised": Flag(
+        "the same images get other logits when they are sent again",
+        "a gradient through one draw is noise, and one lucky miss is no break",
+        "attack with --plan rand (expectation over transformation), and score over fresh draws",
+    ),
+    "probabilities": Flag(
+        "all outputs lie in [0, 1] and sum to 1",
+        "losses on probabilities saturate, so attacks look weak",
+        "return logits: drop the softmax at the end of the classifier",
+    ),
+    "zero-gradient": Flag(
+        "the gradient of the cross-entropy is exactly zero for more than half of the images",
+        "attacks by gradient do not move; what they leave standing is not robust",
+        "look for rounding, argmax, saturated functions or huge logits; attack a smooth stand-in (BPDA)",
+    ),
+    "gradient-mismatch": Flag(
+        "the gradient and finite differences of the margin disagree",
+        "the classifier jumps where its gradient says that it is smooth; attacks climb the wrong hill",
+        "replace the jumping layer by a smooth one in the backward pass (BPDA, Athalye et al. 2018)",
+    ),
+    "eps-sweep": Flag(
+        "a white-box attack that may change the image at will leaves some images standing",
+        "nothing is robust to that, so the attack fails for another reason: masked gradients",
+        "treat the robust accuracy as an upper bound that is far too high; use an adaptive attack",
+    ),
+    "black-box-wins": Flag(
+        "the gradient-free attack breaks images that all white-box attacks left standing",
+        "with honest gradients white-box attacks find nearly all that random search finds",
+        "raise the queries of Square; look for masked gradients",
+    ),
+    "range": Flag(
+        "the classifier is right more often on rescaled images (x 255, or shifted to [-1, 1])",
+        "it expects another input range or a normalisation that is missing",
+        "put the scaling into the classifier: robustgen hands it images in [0, 1]",
+    ),
+    "dynamic": Flag(
+        "the forward pass itself computes gradients",
+        "a defence that optimises at test time may hide its gradients or adapt to the attack",
+        "attack through the inner optimisation, or transfer from the static classifier",
+    ),
+    "not-finite": Flag(
+        "the classifier returned NaN or infinity on some images",
+        "such an image is a failure of the classifier, and no attack is credited with it",
+        "look at the error column of examples.jsonl",
+        escalates=False,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What was measured, by flag, and which flags that raises."""
+
+    measured: dict[str, float] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+
+_SAME = 1e-4  # relative distance of logits above which two passes differ
+_ZERO_SHARE = 0.5
+_MISMATCH = 0.25
+_SWEEP_SHARE = 0.1
+_RANGE_GAIN = 0.2
+_SWEEP_STEPS = 20
+
+
+def inspect_classifier(classifier: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int = 0) -> Health:
+    """Run every check on a small batch.
+
+    Args:
+        classifier: the reference, float32, eval mode, frozen.
+        x: (B, C, H, W) in [0, 1], clean images.
+        y: (B,) int64 labels.
+        threat: gives the scale of the finite differences.
+        seed: of the random directions.
+    """
+    with torch.no_grad():
+        logits = classifier(x)
+    right = logits.argmax(1) == y
+    measured = {"dynamic": _dynamic(classifier, x), "range": _range_gain(classifier, x, y)}
+    x, y = x[right], y[right]
+    if len(x) and logits.shape[1] > 1:  # with one class nothing can be broken, and no gradient is missed
+        rng = ExampleRng.of(seed, range(len(x)))
+        measured["randomised"] = _randomness(classifier, x)
+        measured["zero-gradient"] = _zero_share(classifier, x, y)
+        measured["eps-sweep"] = _sweep(classifier, x, y, rng)
+        if measured["randomised"] <= _SAME:  # between two draws nothing is to be learnt of jumps
+            measured["gradient-mismatch"] = _mismatch(classifier, x, y, threat, rng)
+    limits = {
+        "dynamic": 0.0, "range": _RANGE_GAIN, "randomised": _SAME, "zero-gradient": _ZERO_SHARE,
+        "gradient-mismatch": _MISMATCH, "eps-sweep": _SWEEP_SHARE,
+    }  # fmt: skip
+    return Health(measured, tuple(sorted(name for name, value in measured.items() if value > limits[name])))
+
+
+def _randomness(classifier: nn.Module, x: Tensor, passes: int = 4) -> float:
+    """Largest distance between unit logit vectors of the same image in several passes; 2 where a prediction changed."""
+    with torch.no_grad():
+        outputs = [classifier(x) for _ in range(passes)]
+    unit = [z / z.norm(dim=1, keepdim=True).clamp(min=1e-12) for z in outputs]
+    gap = max(float((z - unit[0]).norm(dim=1).amax()) for z in unit[1:])
+    return 2.0 if any(bool((z.argmax(1) != outputs[0].argmax(1)).any()) for z in outputs[1:]) else gap
+
+
+def _zero_share(classifier: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of images at which the gradient of the cross-entropy is exactly zero."""
+    grad = Oracle(classifier).grad(x, y, CE()).grad
+    return float((grad.flatten(1).abs().sum(1) == 0).float().mean())
+
+
+def _mismatch(classifier: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> float:
+    """How far finite differences of the margin are from what the gradient promises, 0 (equal) to 1 (unrelated).
+
+    Both are taken between the same two points, eps / 4 apart along random signs: the mean gradient at five places on
+    the way times the way must be the change of the loss, by the fundamental theorem of calculus, unless it jumps.
+    """
+    reach = {"linf": threat.eps, "l2": threat.eps / x[0].numel() ** 0.5, "l1": 4 * threat.eps / x[0].numel()}[threat.norm]
+    way = 0.25 * reach * rng.signs(tuple(x.shape[1:]), "mismatch", device=x.device)
+    nodes, weights = _gauss_legendre(8)
+    oracle, loss = Oracle(classifier), Margin()
+    promised = torch.zeros(len(x), device=x.device)
+    for node, weight in zip(nodes, weights, strict=True):
+        promised += weight * (oracle.grad(x + node * way, y, loss).grad * way).flatten(1).sum(1)
+    with torch.no_grad():
+        change = margin(classifier(x), y) - margin(classifier(x + way), y)
+    return float((change - promised).abs().sum() / (change.abs() + promised.abs()).sum().clamp(min=1e-12))
+
+
+def _gauss_legendre(points: int) -> tuple[list[float], list[float]]:
+    """Nodes and weights of quadrature on [0, 1]."""
+    import numpy as np
+
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
+
+
+def _sweep(classifier: nn.Module, x: Tensor, y: Tensor, rng: ExampleRng) -> float:
+    """Share of images standing after ascent on the cross-entropy that may go anywhere in [0, 1]."""
+    oracle, loss = Oracle(classifier), CE()
+    anywhere = ThreatModel("linf", 1.0)
+    x_adv, standing = anywhere.random_start(x, rng, "sweep").lerp(x, 0.9), torch.ones_like(y, dtype=torch.bool)
+    for k in range(_SWEEP_STEPS):
+        query = oracle.grad(x_adv, y, loss)
+        standing &= query.logits.argmax(1) == y
+        step = 0.1 * (1 - k / _SWEEP_STEPS) + 0.02
+        x_adv = anywhere.project(x, x_adv + step * anywhere.steepest(query.grad))
+    return float(standing.float().mean())
+
+
+def _range_gain(classifier: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Gain in accuracy by the best of the usual other input ranges."""
+    ranges: tuple[Callable[[Tensor], Tensor], ...] = (lambda z: 255 * z, lambda z: 2 * z - 1, lambda z: z / 255)
+
+    def accuracy(z: Tensor) -> float:
+        with torch.no_grad():
+            return float((classifier(z).argmax(1) == y).float().mean())
+
+    return max(accuracy(change(x)) for change in ranges) - accuracy(x)
+
+
+def _dynamic(classifier: nn.Module, x: Tensor) -> float:
+    """1 when a forward pass calls torch.autograd.grad or .backward(), else 0."""
+    with _watch_autograd() as calls, torch.no_grad():
+        classifier(x[:2])
+    return float(bool(calls))
+
+
+@contextmanager
+def _watch_autograd() -> Iterator[list[str]]:
+    """Names of autograd entry points called inside the block; everything is put back afterwards."""
+    calls: list[str] = []
+    places = ((torch.autograd, "grad"), (torch.autograd, "backward"), (Tensor, "backward"))
+    held = [(owner, name, getattr(owner, name)) for owner, name in places]
+
+    def spy(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def called(*args: object, **options: object) -> object:
+            calls.append(name)
+            return real(*args, **options)
+
+        return called
+
+    try:
+        for owner, name, real in held:
+            setattr(owner, name, spy(name, real))
+        yield calls
+    finally:
+        for owner, name, real in held:
+            setattr(owner, name, real)
