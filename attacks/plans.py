@@ -12,42 +12,99 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from robustgen.attacks.apgd import APGDCE, APGDT
+from robustgen.attacks.apgd import APGDCE, APGDDLR, APGDT
 from robustgen.attacks.base import Attack
-from robustgen.attacks.losses import LOSSES, Loss
+from robustgen.attacks.fab import FAB, FABT
+from robustgen.attacks.losses import LOSSES, Loss, TargetedMargin
 from robustgen.attacks.square import Square
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import ATTACKS, PLANS, register_plan
 from robustgen.threat import ThreatModel
 
-__all__ = ["Plan", "describe", "parse_attack", "parse_plan", "quick"]
+__all__ = ["Plan", "describe", "parse_attack", "parse_plan"]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A named list of attacks with a version that rises whenever its figures could change."""
+    """A named list of attacks with a version that rises whenever its figures could change.
+
+    Attributes:
+        attacks: each sees what those before it have left standing.
+        escalation: run as well where a health flag says that gradients may lie.
+        individual: every attack sees every correctly classified example and gets a figure of its own.
+        eot: draws averaged in each query of a stochastic classifier.
+    """
 
     name: str
     version: int
     attacks: tuple[Attack, ...]
+    escalation: tuple[Attack, ...] = ()
+    individual: bool = False
+    eot: int = 1
 
     def protocol(self, classes: int) -> str:
         """Everything that is run, in one line, for a classifier with so many classes."""
-        return f"{self.name}/{self.version}: " + " > ".join(describe(attack, classes) for attack in self.attacks)
+        parts = [" > ".join(describe(attack, classes) for attack in self.attacks)]
+        if self.individual:
+            parts.append("each attack on all correctly classified examples")
+        if self.eot > 1:
+            parts.append(f"eot={self.eot}")
+        if self.escalation:
+            parts.append("where flagged also " + " > ".join(describe(attack, classes) for attack in self.escalation))
+        return f"{self.name}/{self.version}: " + "; ".join(parts)
 
     def labels(self) -> list[str]:
-        """One distinct name an attack: the registered one, numbered where it occurs again."""
-        names = [ATTACKS.name_of(attack) for attack in self.attacks]
+        """One distinct name an attack, escalation included: the registered one, numbered where it occurs again."""
+        names = [ATTACKS.name_of(attack) for attack in (*self.attacks, *self.escalation)]
         return [f"{n}#{names[: k + 1].count(n)}" if names[:k].count(n) else n for k, n in enumerate(names)]
 
 
 PlanMaker = Callable[[ThreatModel], Plan]
 
 
+def _autoattack(threat: ThreatModel) -> tuple[Attack, ...]:
+    """The attacks of AutoAttack standard with the parameters of the reference for this norm."""
+    if threat.norm == "l1":
+        return (APGDCE(restarts=5), APGDT(restarts=5), FABT(), Square())
+    return (APGDCE(), APGDT(), FABT(), Square())
+
+
 @register_plan("quick")
-def quick(threat: ThreatModel) -> Plan:
+def quick(_threat: ThreatModel) -> Plan:
     """A first look in seconds: APGD-CE, targeted APGD on the three nearest classes, a few queries of Square."""
     return Plan("quick", 1, (APGDCE(steps=20), APGDT(steps=20, restarts=3), Square(steps=100)))
+
+
+@register_plan("standard")
+def standard(threat: ThreatModel) -> Plan:
+    """AutoAttack standard: APGD-CE, APGD-T, FAB-T and Square with the parameters of the reference."""
+    return Plan("standard", 1, _autoattack(threat))
+
+
+@register_plan("individual")
+def individual(threat: ThreatModel) -> Plan:
+    """The attacks of `standard`, each on all correctly classified examples, each with its own figure."""
+    return Plan("individual", 1, _autoattack(threat), individual=True)
+
+
+@register_plan("plus")
+def plus(_threat: ThreatModel) -> Plan:
+    """AutoAttack plus: more restarts and the untargeted attacks as well."""
+    attacks = (APGDCE(restarts=5), APGDDLR(restarts=5), FAB(restarts=5), Square(), APGDT(), FABT())
+    return Plan("plus", 1, attacks)
+
+
+@register_plan("rand")
+def rand(_threat: ThreatModel) -> Plan:
+    """AutoAttack rand, for stochastic classifiers: APGD-CE and APGD-DLR on gradients averaged over 20 draws."""
+    return Plan("rand", 1, (APGDCE(), APGDDLR()), eot=20)
+
+
+@register_plan("rapid")
+def rapid(threat: ThreatModel) -> Plan:
+    """The figure of `standard` at a small fraction of its queries; goes on to `standard` where gradients may lie."""
+    attacks = (APGDCE(steps=20), APGDT(steps=40, restarts=3, loss=TargetedMargin()), Square(steps=50))
+    return Plan("rapid", 1, attacks, escalation=_autoattack(threat))
 
 
 def describe(attack: Attack, classes: int) -> str:

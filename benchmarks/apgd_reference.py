@@ -62,7 +62,12 @@ def main() -> None:
             threat = ThreatModel.parse(text)
             start, ours = our_losses(model, x, y, threat)
             gap = (ours - reference_losses(model, x, y, threat, start)).abs()
-            row = {"threat": text, "dtype": str(dtype), "max_difference": float(gap.amax()), "median": float(gap.median())}
+            row = {
+                "threat": text,
+                "dtype": str(dtype),
+                "max_difference": float(gap.amax()),
+                "median": float(gap.median()),
+            }
             rows.append(row)
             print(row)
     print(store("apgd_reference", {"images": IMAGES, "steps": STEPS, "rows": rows}))

@@ -57,7 +57,7 @@ def main() -> None:
     same_form = compare(lambda: ours(plain), loop)
     images = len(correct)
     result = {
-        "what": f"APGD-CE, {ATTACK.steps} steps, fmnist-at, {images} correctly classified images, linf 0.1, batch {BATCH}",
+        "what": f"APGD-CE, {ATTACK.steps} steps, fmnist-at, {images} images classified right, linf 0.1, batch {BATCH}",
         "form": str(search.form),
         "images": images,
         "broken": broken,

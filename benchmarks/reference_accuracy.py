@@ -45,7 +45,9 @@ def measure(name: str, n: int, eps: float, plan: str, seed: int) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         record = robustgen.evaluate(name, "fmnist-test-1k", f"linf:{eps}", plan=plan, n=n, seed=seed, out=run)
-        ours = [ExampleRecord.from_line(line).robust for line in (run / "examples.jsonl").read_text("utf-8").splitlines()]
+        ours = [
+            ExampleRecord.from_line(line).robust for line in (run / "examples.jsonl").read_text("utf-8").splitlines()
+        ]
     agreement = sum(a == b for a, b in zip(ours, reference, strict=True)) / n
     return {
         "classifier": name,

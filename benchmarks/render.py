@@ -43,7 +43,15 @@ def _source(result: dict[str, Any]) -> str:
 def accuracy() -> str:
     """The bundled classifiers under AutoAttack and under the default plan."""
     result = _load("reference_accuracy")
-    header = ("classifier", "images", "clean", "AutoAttack standard", "robustgen eval", "same verdict", "seconds: AA / ours")
+    header = (
+        "classifier",
+        "images",
+        "clean",
+        "AutoAttack standard",
+        "robustgen eval",
+        "same verdict",
+        "seconds: AA / ours",
+    )
     rows = [
         (
             row["classifier"],

@@ -82,7 +82,11 @@ class Dataset:
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) float32 in [0, 1] and labels (B,) int64 of some ids, in the order given."""
-        raw = torch.from_numpy(np.stack([self.read(index) for index in indices])).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+        raw = (
+            torch.from_numpy(np.stack([self.read(index) for index in indices]))
+            .permute(0, 3, 1, 2)
+            .clone(memory_format=torch.contiguous_format)
+        )
         images = raw.float().div(255) if raw.dtype == torch.uint8 else raw
         return images, torch.from_numpy(self.labels[np.asarray(indices)])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustgen.errors import unknown_name
 from robustgen.nets import ARCHITECTURES, SmallResNet

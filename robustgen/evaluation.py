@@ -1,25 +1,28 @@
-"""One evaluation: clean pass, then each attack on what is left, then the record."""
+"""One evaluation: clean pass, health checks, then each attack on what is left, then the record."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
 from robustgen import engine
-from robustgen.attacks.base import Attack
 from robustgen.environment import describe_environment
+from robustgen.health import FLAGS, Health, black_box_wins, inspect_classifier
 from robustgen.journal import Journal
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Oracle
-from robustgen.prepare import Job
+from robustgen.prepare import Job, Stage
 from robustgen.progress import Progress
 from robustgen.record import ExampleRecord, RunRecord, summarise
 
 __all__ = ["run_job"]
+
+_HEALTH_ROWS = 128
+_VOTES = 21  # draws of a randomised classifier whose majority is its prediction
 
 
 def run_job(job: Job, progress: Progress) -> RunRecord:
@@ -39,15 +42,18 @@ def run_job(job: Job, progress: Progress) -> RunRecord:
     if journal.done:
         progress.note(f"{len(journal.done)} of {len(job.ids)} examples were finished before; going on.")
     try:
-        with strict_float32():
+        # A user's classifier may draw from torch's global generator: seeded here, given back as found.
+        with strict_float32(), torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+            torch.manual_seed(job.spec.seed)
             run = _Run(job, journal, progress)
             run.clean()
-            for label, attack in zip(job.plan.labels(), job.plan.attacks, strict=True):
-                run.attack(label, attack)
+            for stage in job.stages:
+                run.attack(stage)
+            run.escalate()
             run.survivors()
     finally:
         journal.flush()
-    record = _record(job, journal)
+    record = _record(job, journal, run)
     journal.close(record)
     return record
 
@@ -57,93 +63,138 @@ class _Run:
 
     def __init__(self, job: Job, journal: Journal, progress: Progress) -> None:
         self.job, self.journal, self.progress = job, journal, progress
-        self.judge = Judge(job.classifier, job.threat)
-        self.oracle = Oracle(job.search)
+        self.health = self._inspect()
+        votes = _VOTES if "randomised" in self.health.flags else 1
+        self.judges = {threat: Judge(job.classifier, threat, votes=votes) for threat in job.threats}
+        self.oracle = Oracle(job.search, eot=job.plan.eot)
         self.labels: dict[int, int] = {}
         self.standing = [id_ for id_ in job.ids if id_ not in journal.done]
         self.cost: dict[int, dict[str, list[int]]] = {id_: {} for id_ in self.standing}
         self.errors: dict[int, str] = {}
+        self.hits: dict[int, list[tuple[Stage, engine.Outcome]]] = {}
+        self.flags: set[str] = set()
+        self.ran = [stage.label for stage in job.stages]
+        self.notes: list[str] = []
+
+    def _inspect(self) -> Health:
+        """Health checks on the first examples."""
+        begun = time.perf_counter()
+        x, y = self.fetch(self.job.ids[:_HEALTH_ROWS])
+        found = inspect_classifier(self.job.classifier, x, y, self.job.threats[0], seed=self.job.spec.seed)
+        self._clock("health", begun)
+        return replace(found, flags=tuple(sorted({*found.flags, *self.job.flags})))
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         x, y = self.job.dataset.batch(ids)
         return x.to(self.job.device), y.to(self.job.device)
 
     def clean(self) -> None:
-        """Judge the images as they are; a misclassified one needs no attack."""
+        """Judge the images as they are; a misclassified one needs no attack. The rest is put in order of margin."""
         begun, wrong, todo = time.perf_counter(), 0, self.standing
         self.progress.start("clean", len(todo))
-        self.standing = []
+        judge = next(iter(self.judges.values()))
+        margins: dict[int, float] = {}
         for at in range(0, len(todo), self.job.batch_size):
             ids = todo[at : at + self.job.batch_size]
             x, y = self.fetch(ids)
-            for id_, label, prediction in zip(ids, y.tolist(), self.judge.predict(x).tolist(), strict=True):
+            predictions, margin = judge.look(x, y)
+            for id_, label, prediction, gap in zip(ids, y.tolist(), predictions.tolist(), margin.tolist(), strict=True):
                 self.labels[id_] = label
                 if prediction == label:
-                    self.standing.append(id_)
+                    margins[id_] = gap
                     continue
                 wrong += 1
                 error = "the model's output on the clean image is not finite" if prediction < 0 else None
-                self._file(id_, prediction, broken_by="clean", error=error)
+                self.journal.add(self._example(id_, prediction, None, error), None)
             self.progress.advance(at + len(ids), f"{wrong} misclassified")
+        self.standing = sorted(margins, key=lambda id_: (margins[id_], id_))
         self._clock("clean", begun)
 
-    def attack(self, label: str, attack: Attack) -> None:
+    def attack(self, stage: Stage) -> None:
         """Run one attack on what is standing; the broken are filed at once."""
-        begun, todo = time.perf_counter(), self.standing
+        begun, todo = time.perf_counter(), list(self.standing)
         if not todo:
             return
-        self.progress.start(label, len(todo))
-        survivors: set[int] = set()
+        self.progress.start(stage.label, len(todo))
+        broken: set[int] = set()
         settled = 0
 
         def finish(outcome: engine.Outcome) -> None:
             nonlocal settled
             settled += 1
-            self.cost[outcome.id][label] = [outcome.forwards, outcome.backwards]
+            self.cost[outcome.id][stage.label] = [outcome.forwards, outcome.backwards]
             if outcome.error is not None:
-                self.errors[outcome.id] = f"{label}: {outcome.error}"
+                self.errors[outcome.id] = f"{stage.label}: {outcome.error}"
             if outcome.broken:
-                self._file(
-                    outcome.id, self.labels[outcome.id], broken_by=label, restart=outcome.restart, at_round=outcome.round,
-                    distance=outcome.distance, prediction=outcome.prediction, x_adv=outcome.x_adv,
-                )  # fmt: skip
-            else:
-                survivors.add(outcome.id)
-            self.progress.advance(settled, f"{settled - len(survivors)} broken")
+                broken.add(outcome.id)
+                self._hit(stage, outcome)
+            self.progress.advance(settled, f"{len(broken)} broken")
 
         engine.run(
-            attack, self.oracle, self.judge, self.fetch, todo, self.job.threat,
+            stage.attack, self.oracle, self.judges[stage.threat], self.fetch, todo, stage.threat,
             seed=self.job.spec.seed, batch_size=self.job.batch_size, finish=finish,
         )  # fmt: skip
-        self.standing = [id_ for id_ in todo if id_ in survivors]
-        self._clock(label, begun)
+        if not self.job.plan.individual:
+            self.standing = [id_ for id_ in todo if id_ not in broken]
+        self._clock(stage.label, begun)
+
+    def escalate(self) -> None:
+        """Where a flag says that gradients may lie, run what the plan keeps for that case."""
+        self.flags = set(self.health.flags)
+        if black_box_wins(list(self.journal.done.values()), self.standing):
+            self.flags.add("black-box-wins")
+        reasons = sorted(name for name in self.flags if FLAGS[name].escalates)
+        if not reasons or not self.job.escalation:
+            return
+        self.ran += [stage.label for stage in self.job.escalation]
+        self.notes.append(f"flags raised ({', '.join(reasons)}): the plan went on to its thorough attacks.")
+        self.progress.note(self.notes[-1])
+        for stage in self.job.escalation:
+            self.attack(stage)
 
     def survivors(self) -> None:
-        """What no attack has broken is robust, as far as this plan can tell."""
+        """File what is left: robust, as far as this plan can tell, or, where every attack saw all, the first break."""
         for id_ in self.standing:
-            self._file(id_, self.labels[id_])
+            hits = self.hits.get(id_, [])
+            everywhere = [stage.label for stage, _ in hits] if self.job.plan.individual else None
+            self._file(id_, hits[0] if hits else None, everywhere)
 
-    def _file(
-        self, id_: int, clean_prediction: int, *, broken_by: str | None = None, restart: int | None = None,
-        at_round: int | None = None, distance: float | None = None, prediction: int | None = None,
-        x_adv: Tensor | None = None, error: str | None = None,
-    ) -> None:  # fmt: skip
-        record = ExampleRecord(
-            id=id_, label=self.labels[id_], clean_prediction=clean_prediction, robust=broken_by is None,
-            broken_by=broken_by, restart=restart, round=at_round, distance=distance, prediction=prediction,
-            cost=self.cost[id_], error=error or self.errors.get(id_),
+    def _hit(self, stage: Stage, outcome: engine.Outcome) -> None:
+        if self.job.plan.individual:
+            self.hits.setdefault(outcome.id, []).append((stage, outcome))
+        else:
+            self._file(outcome.id, (stage, outcome), None)
+
+    def _file(self, id_: int, hit: tuple[Stage, engine.Outcome] | None, everywhere: list[str] | None) -> None:
+        record = self._example(id_, self.labels[id_], hit, self.errors.get(id_))
+        x_adv = None if hit is None else hit[1].x_adv
+        self.journal.add(replace(record, broken_by_all=everywhere), x_adv)
+
+    def _example(
+        self, id_: int, clean_prediction: int, hit: tuple[Stage, engine.Outcome] | None, error: str | None
+    ) -> ExampleRecord:
+        label = self.labels[id_]
+        base = ExampleRecord(
+            id=id_, label=label, clean_prediction=clean_prediction, robust=hit is None and clean_prediction == label,
+            broken_by=None if clean_prediction == label else "clean", cost=self.cost[id_], error=error,
         )  # fmt: skip
-        self.journal.add(record, x_adv)
+        if hit is None:
+            return base
+        stage, o = hit
+        return replace(
+            base, broken_by=stage.label, threat=str(stage.threat), restart=o.restart, round=o.round,
+            distance=o.distance, prediction=o.prediction,
+        )  # fmt: skip
 
     def _clock(self, label: str, begun: float) -> None:
         held = self.journal.seconds
         held[label] = held.get(label, 0.0) + time.perf_counter() - begun
 
 
-def _record(job: Job, journal: Journal) -> RunRecord:
+def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:
     examples = [journal.done[id_] for id_ in job.ids]
-    clean, robust, attacks = summarise(examples, job.plan.labels(), journal.seconds)
-    flags = set(job.flags) | ({"not-finite"} if any(e.error for e in examples) else set())
+    clean, robust, attacks = summarise(examples, run.ran, journal.seconds)
+    flags = run.flags | ({"not-finite"} if any(e.error for e in examples) else set())
     return RunRecord(
         spec=asdict(job.spec),
         identity=job.spec.identity(),
@@ -155,7 +206,8 @@ def _record(job: Job, journal: Journal) -> RunRecord:
         backwards=sum(a.backwards for a in attacks),
         seconds=round(sum(journal.seconds.values()), 3),
         flags=tuple(sorted(flags)),
-        notes=job.notes,
+        health=run.health.measured,
+        notes=(*job.notes, *run.notes),
         environment={**describe_environment(), "device": str(job.device), "torch_threads": torch.get_num_threads()},
         run=str(job.folder),
     )

@@ -6,7 +6,7 @@ the record. What a flag means and what to do about it stands in `FLAGS`, which i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from robustgen.attacks.losses import CE, Margin, margin
 from robustgen.oracle import Oracle
+from robustgen.record import ExampleRecord
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 
-__all__ = ["FLAGS", "Flag", "Health", "inspect_classifier"]
+__all__ = ["FLAGS", "Flag", "Health", "black_box_wins", "inspect_classifier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ _MISMATCH = 0.25
 _SWEEP_SHARE = 0.1
 _RANGE_GAIN = 0.2
 _SWEEP_STEPS = 20
+_BLACK_BOX_SHARE = 0.01
 
 
 def inspect_classifier(classifier: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int = 0) -> Health:
@@ -126,6 +128,22 @@ def inspect_classifier(classifier: nn.Module, x: Tensor, y: Tensor, threat: Thre
     return Health(measured, tuple(sorted(name for name, value in measured.items() if value > limits[name])))
 
 
+def black_box_wins(filed: Sequence[ExampleRecord], standing: Sequence[int]) -> bool:
+    """Did an attack without gradients break at least 1 %, and three, of what all white-box attacks had left standing?
+
+    A black-box attack is one that broke an example without a single backward pass, after others that used them.
+    """
+    won = [e for e in filed if e.broken_by is not None and e.broken_by in e.cost and _used_no_gradient(e)]
+    left = len(won) + len(standing)
+    return len(won) >= max(3, _BLACK_BOX_SHARE * left)
+
+
+def _used_no_gradient(example: ExampleRecord) -> bool:
+    """Broken by forwards alone, although other attacks had tried it with gradients before."""
+    tried_with_gradients = any(backwards for _, backwards in example.cost.values())
+    return tried_with_gradients and example.cost[str(example.broken_by)][1] == 0
+
+
 def _randomness(classifier: nn.Module, x: Tensor, passes: int = 4) -> float:
     """Largest distance between unit logit vectors of the same image in several passes; 2 where a prediction changed."""
     with torch.no_grad():
@@ -147,7 +165,9 @@ def _mismatch(classifier: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, 
     Both are taken between the same two points, eps / 4 apart along random signs: the mean gradient at five places on
     the way times the way must be the change of the loss, by the fundamental theorem of calculus, unless it jumps.
     """
-    reach = {"linf": threat.eps, "l2": threat.eps / x[0].numel() ** 0.5, "l1": 4 * threat.eps / x[0].numel()}[threat.norm]
+    reach = {"linf": threat.eps, "l2": threat.eps / x[0].numel() ** 0.5, "l1": 4 * threat.eps / x[0].numel()}[
+        threat.norm
+    ]
     way = 0.25 * reach * rng.signs(tuple(x.shape[1:]), "mismatch", device=x.device)
     nodes, weights = _gauss_legendre(8)
     oracle, loss = Oracle(classifier), Margin()

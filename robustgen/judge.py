@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
+from robustgen.attacks.losses import margin
 from robustgen.memory import is_memory_error
 from robustgen.precision import standard_layout
 from robustgen.threat import ThreatModel
@@ -37,25 +39,40 @@ class Judge:
     Args:
         classifier: the untouched reference, float32, eval mode.
         threat: what the adversary may do.
+        votes: passes whose majority is the prediction: 1 for deterministic classifiers, more for stochastic ones, so
+            that one lucky miss is never counted as broken.
     """
 
-    def __init__(self, classifier: nn.Module, threat: ThreatModel) -> None:
+    def __init__(self, classifier: nn.Module, threat: ThreatModel, *, votes: int = 1) -> None:
         self.classifier = classifier
         self.threat = threat
+        self.votes = votes
+
+    def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Prediction (B,) int64 of each image x (B, C, H, W), -1 where a logit is not finite; and its margin (B,)."""
+        passes = [self._logits(x) for _ in range(self.votes)]
+        mean = torch.stack(passes).mean(0)
+        sick = ~mean.isfinite().all(1)
+        if self.votes == 1:
+            prediction = mean.argmax(1)
+        else:  # the mode by counting; torch.mode would call ties for the smallest class as well
+            prediction = sum(one_hot(z.argmax(1), z.shape[1]) for z in passes).argmax(1)  # type: ignore[union-attr]
+        return torch.where(sick, -1, prediction), margin(mean, y)
 
     def predict(self, x: Tensor) -> Tensor:
-        """(B,) int64: the class of each image x (B, C, H, W); -1 where a logit is not finite.
+        """(B,) int64: the class of each image x (B, C, H, W); -1 where a logit is not finite."""
+        return self.look(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))[0]
 
-        Where memory runs out, the batch is judged in halves.
-        """
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits (B, K) in float32; in halves where memory runs out."""
         try:
             with torch.no_grad():
-                logits = self.classifier(standard_layout(x))
+                logits: Tensor = self.classifier(standard_layout(x))
         except RuntimeError as error:
             if len(x) == 1 or not is_memory_error(error):
                 raise
-            return torch.cat([self.predict(half) for half in x.tensor_split(2)])
-        return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
+            return torch.cat([self._logits(half) for half in x.tensor_split(2)])
+        return logits
 
     def __call__(self, x: Tensor, y: Tensor, x_adv: Tensor) -> Verdict:
         """Judge x_adv (B, C, H, W) against the clean x and the labels y (B,).

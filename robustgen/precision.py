@@ -97,7 +97,11 @@ def standard_layout(x: Tensor) -> Tensor:
     `contiguous()` is not enough: with one channel or one row other strides pass for contiguous, convolutions take them
     for channels_last, and a user's `.view` behind them fails.
     """
-    return x if x.stride() == torch.empty(x.shape, device="meta").stride() else x.clone(memory_format=torch.contiguous_format)
+    return (
+        x
+        if x.stride() == torch.empty(x.shape, device="meta").stride()
+        else x.clone(memory_format=torch.contiguous_format)
+    )
 
 
 def _fold(classifier: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robustgen.attacks.base import Attack
 from robustgen.attacks.plans import Plan, parse_plan
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
@@ -46,6 +47,15 @@ class Request:
     data_dir: str | Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One attack under one threat model, with the label that tables and records give it."""
+
+    label: str
+    attack: Attack
+    threat: ThreatModel
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A request that has been checked and can run."""
@@ -55,8 +65,10 @@ class Job:
     search: SearchModel
     dataset: Dataset
     ids: tuple[int, ...]
-    threat: ThreatModel
+    threats: tuple[ThreatModel, ...]
     plan: Plan
+    stages: tuple[Stage, ...]
+    escalation: tuple[Stage, ...]
     device: torch.device
     batch_size: int
     folder: Path
@@ -77,20 +89,21 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
         raise SpecError(f"--batch-size must be >= 1, got {batch_size}.")
     ExampleRng.of(request.seed, [0])  # checks the seed
     where = pick_device(device)
-    threat = None if request.threat is None else ThreatModel.parse(request.threat)
+    threats = () if request.threat is None else ThreatModel.parse_all(request.threat)
     parse_plan(
-        request.plan, request.attacks, threat or ThreatModel("linf", 0.1)
+        request.plan, request.attacks, threats[0] if threats else ThreatModel("linf", 0.1)
     )  # names and parameters, before any file
     data_dir = None if request.data_dir is None else Path(request.data_dir)
     dataset = load_data(request.data, data_dir=data_dir)
     ids = _choose_ids(request, dataset)
     classifier = load_classifier(request.classifier, weights=request.weights, shape=dataset.shape).to(where)
-    threat = threat or ThreatModel.parse(_default_threat(classifier, dataset))
-    plan = parse_plan(request.plan, request.attacks, threat)
+    threats = threats or ThreatModel.parse_all(_default_threat(classifier, dataset))
+    plans = [parse_plan(request.plan, request.attacks, threat) for threat in threats]
+    stages, escalation = _stages(plans, threats)
     x, y = (part.to(where) for part in dataset.batch(ids[:_PROBE_ROWS]))
     flags = check_classifier(classifier, x, torch.as_tensor(dataset.labels[list(ids)]))
-    for attack in plan.attacks:  # one example each: an attack refuses a norm that it does not know
-        attack.init(Oracle(classifier), x[:1], y[:1], threat, ExampleRng.of(request.seed, ids[:1]))
+    for stage in (*stages, *escalation):  # one example each: an attack may refuse a norm
+        stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
     classes = _count_classes(classifier, x)
     spec = RunSpec(
         classifier=classifier.card.name,
@@ -98,9 +111,9 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
         data=dataset.name,
         data_sha256=dataset.digest(ids),
         ids=compact_ids(ids),
-        threat=str(threat),
-        plan=plan.name,
-        protocol=plan.protocol(classes),
+        threat=",".join(str(threat) for threat in threats),
+        plan=plans[0].name,
+        protocol=_protocol(plans, threats, classes),
         seed=request.seed,
         precision=request.precision,
     )
@@ -109,11 +122,32 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
     search, notes = choose_form(classifier, x, y, recorded or request.precision)
     spec = replace(spec, precision=str(search.form))
     return Job(
-        spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threat=threat, plan=plan,
+        spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
+        plan=plans[0], stages=stages, escalation=escalation,
         device=where, batch_size=batch_size or DEFAULT_BATCH,
         folder=out or Path("runs") / f"{stem}-{spec.identity()[:8]}",
         flags=tuple(flags), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _stages(plans: Sequence[Plan], threats: Sequence[ThreatModel]) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
+    """The attacks of a plan under each threat model in turn, and those of its escalation."""
+    stages: list[Stage] = []
+    escalation: list[Stage] = []
+    for plan, threat in zip(plans, threats, strict=True):
+        prefix = f"{threat.norm}/" if len(threats) > 1 else ""
+        labels = [prefix + label for label in plan.labels()]
+        count = len(plan.attacks)
+        stages += [Stage(*pair, threat) for pair in zip(labels[:count], plan.attacks, strict=True)]
+        escalation += [Stage(*pair, threat) for pair in zip(labels[count:], plan.escalation, strict=True)]
+    return tuple(stages), tuple(escalation)
+
+
+def _protocol(plans: Sequence[Plan], threats: Sequence[ThreatModel], classes: int) -> str:
+    """The plan's protocol, or one for each threat model where the norms differ."""
+    if len(plans) == 1:
+        return plans[0].protocol(classes)
+    return " | ".join(f"{threat}: {plan.protocol(classes)}" for plan, threat in zip(plans, threats, strict=True))
 
 
 def _check_types(request: Request) -> None:

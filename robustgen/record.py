@@ -23,6 +23,8 @@ class ExampleRecord:
         clean_prediction: class of the clean image, -1 when its logits were not finite.
         robust: classified correctly, and no attack broke it.
         broken_by: label of the attack, "clean" when the clean image is already misclassified, null when robust.
+        broken_by_all: labels of all attacks that broke it, where every attack saw every example, else null.
+        threat: the threat model under which it was broken, or null.
         restart, round: of that attack, from 0.
         distance: of the adversarial image in the norm of the threat model.
         prediction: class of the adversarial image.
@@ -35,6 +37,8 @@ class ExampleRecord:
     clean_prediction: int
     robust: bool
     broken_by: str | None = None
+    broken_by_all: list[str] | None = None
+    threat: str | None = None
     restart: int | None = None
     round: int | None = None
     distance: float | None = None
@@ -54,10 +58,15 @@ class ExampleRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackSummary:
-    """Totals of one attack over the whole run; seconds of the machine that ran it."""
+    """Totals of one attack over the whole run; seconds of the machine that ran it.
+
+    `broken` counts the examples that it was the first to break; `robust_accuracy` is what it leaves when run alone,
+    null unless every attack saw every example.
+    """
 
     name: str
     broken: int
+    robust_accuracy: Estimate | None
     forwards: int
     backwards: int
     seconds: float
@@ -74,7 +83,8 @@ class RunRecord:
         clean_accuracy, robust_accuracy: with 95 % Wilson intervals, fractions of 1.
         attacks: in the order in which they ran.
         forwards, backwards, seconds: totals; forwards includes the clean pass.
-        flags: health flags raised, by name.
+        flags: health flags raised, by name (`robustgen show flags`).
+        health: what the health checks measured, by flag.
         notes: what a reader should know, in sentences.
         environment: versions, hardware, git commit, threads.
         status: "success".
@@ -91,6 +101,7 @@ class RunRecord:
     backwards: int
     seconds: float
     flags: tuple[str, ...]
+    health: dict[str, float]
     notes: tuple[str, ...]
     environment: dict[str, Any]
     status: str = "success"
@@ -131,11 +142,16 @@ class RunRecord:
         try:
             for key in ("clean_accuracy", "robust_accuracy"):
                 kept[key] = Estimate(**kept[key])
-            kept["attacks"] = tuple(AttackSummary(**row) for row in kept["attacks"])
+            kept["attacks"] = tuple(_attack_summary(row) for row in kept["attacks"])
             kept.update(flags=tuple(kept["flags"]), notes=tuple(kept["notes"]), run=str(run))
             return cls(**kept)
         except (KeyError, TypeError) as error:
             raise RecordError(f"{path} lacks a field or has one of the wrong kind: {error}.") from None
+
+
+def _attack_summary(row: dict[str, Any]) -> AttackSummary:
+    alone = row["robust_accuracy"]
+    return AttackSummary(**{**row, "robust_accuracy": None if alone is None else Estimate(**alone)})
 
 
 def summarise(
@@ -145,10 +161,13 @@ def summarise(
     n = len(examples)
     clean = proportion(sum(e.clean_prediction == e.label for e in examples), n)
     robust = proportion(sum(e.robust for e in examples), n)
+    alone = any(e.broken_by_all is not None for e in examples)
+    right = [e for e in examples if e.clean_prediction == e.label]
     attacks = tuple(
         AttackSummary(
             name=label,
             broken=sum(e.broken_by == label for e in examples),
+            robust_accuracy=proportion(sum(label not in (e.broken_by_all or []) for e in right), n) if alone else None,
             forwards=sum(e.cost.get(label, [0, 0])[0] for e in examples),
             backwards=sum(e.cost.get(label, [0, 0])[1] for e in examples),
             seconds=round(seconds.get(label, 0.0), 3),

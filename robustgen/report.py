@@ -5,15 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from robustgen.health import FLAGS
 from robustgen.record import RunRecord
 from robustgen.statistics import Estimate
 
 __all__ = ["print_record", "record_lines"]
-
-FLAG_HELP = {
-    "probabilities": "the classifier returns probabilities, not logits: losses saturate and attacks look weak",
-    "not-finite": "the classifier returned NaN or infinity on some images; these do not count as broken",
-}
 
 
 def _percent(estimate: Estimate) -> str:
@@ -47,7 +43,9 @@ def _footer(record: RunRecord) -> list[str]:
         f"{record.spec['protocol']}",
         f"searched in {record.spec['precision']}, judged in float32, seed {record.spec['seed']}",
     ]
-    lines += [f"FLAG {flag}: {FLAG_HELP.get(flag, 'see the record')}" for flag in record.flags]
+    lines += [
+        f"FLAG {flag}: {FLAGS[flag].raised_if}; {FLAGS[flag].what_to_do}" for flag in record.flags if flag in FLAGS
+    ]
     lines += [f"note: {note}" for note in record.notes]
     return [*lines, f"record: {record.run}"]
 

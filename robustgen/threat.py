@@ -79,6 +79,16 @@ class ThreatModel:
             )
         return cls(cast(Norm, norm), _number(eps), eps)
 
+    @classmethod
+    def parse_all(cls, text: str | ThreatModel) -> tuple[ThreatModel, ...]:
+        """Read one threat model or several with commas: "linf:8/255,l2:0.5" is the union of the two."""
+        if isinstance(text, ThreatModel):
+            return (text,)
+        parsed = tuple(cls.parse(part) for part in text.split(","))
+        if len({str(threat) for threat in parsed}) < len(parsed):
+            raise SpecError(f"threat: '{text}' names one of its threat models twice.")
+        return parsed
+
     def __str__(self) -> str:
         return f"{self.norm}:{self.text}"
 
@@ -197,7 +207,10 @@ def _project_l1_box(x: Tensor, z: Tensor, eps: float) -> Tensor:
     def spent(lam: Tensor) -> Tensor:
         return torch.minimum((size - lam).clamp(min=0), room).sum(1, keepdim=True)
 
-    low, high = torch.zeros_like(size[:, :1]), size.amax(1, keepdim=True)  # spent(low) >= eps >= spent(high) where it binds
+    low, high = (
+        torch.zeros_like(size[:, :1]),
+        size.amax(1, keepdim=True),
+    )  # spent(low) >= eps >= spent(high) where it binds
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         over = spent(middle) > eps

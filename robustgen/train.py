@@ -304,10 +304,9 @@ def _write_result(result: TrainResult, trainer: Trainer, folder: _Folder) -> Tra
 def _card(trainer: Trainer, digest: str) -> Card:
     recipe, settings, dataset = trainer.recipe, trainer.settings, trainer.data.dataset
     trained = settings.method != "standard"
-    against = f" against {settings.threat}" if trained else ""
     return Card(
         name=recipe.name,
-        title=f"{recipe.network.architecture} for {recipe.data.name}, trained by {settings.method}{against}",
+        title=recipe.description.rstrip(".") or recipe.name,
         architecture=recipe.network.architecture,
         description=recipe.description,
         options=recipe.network.options,

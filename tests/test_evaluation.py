@@ -216,7 +216,11 @@ def test_sick_models_are_counted_and_flagged(tmp_path: Path) -> None:
 
     x = torch.tensor([0.5, 0.55, 0.69]).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
     record = robustgen.evaluate(
-        SickWhereBright().eval(), (x, torch.zeros(3, dtype=torch.int64)), "linf:0.1", out=tmp_path / "r", attacks="pgd:steps=20"
+        SickWhereBright().eval(),
+        (x, torch.zeros(3, dtype=torch.int64)),
+        "linf:0.1",
+        out=tmp_path / "r",
+        attacks="pgd:steps=20",
     )
     assert "not-finite" in record.flags
     assert [None, None] == [row.error for row in examples(record.run)][:2]

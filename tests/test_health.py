@@ -28,14 +28,17 @@ class Behind(nn.Module):
 
 
 def same(x: Tensor) -> Tensor:
+    """The identity."""
     return x
 
 
 def noisy(x: Tensor) -> Tensor:
+    """Noise drawn anew."""
     return x + 0.05 * torch.randn_like(x)
 
 
 def rounded(x: Tensor) -> Tensor:
+    """Eight levels, no gradient."""
     return (x * 7).round() / 7
 
 
@@ -45,10 +48,12 @@ def jumping(x: Tensor) -> Tensor:
 
 
 def one_hot(z: Tensor) -> Tensor:
+    """Decisions only, with a gradient of zero."""
     return nn.functional.one_hot(z.argmax(1), z.shape[1]).to(z) + 0 * z
 
 
 def inner_descent(x: Tensor) -> Tensor:
+    """A forward pass that computes a gradient."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         (g,) = torch.autograd.grad(leaf.square().sum(), leaf)
@@ -65,6 +70,7 @@ LIES = {
 
 
 def check(model: nn.Module, shape: tuple[int, int, int] = (3, 10, 10), classes: int | None = None) -> Health:
+    """Health of a model on images that it classifies as labelled."""
     x, y = make_images(model, 40, shape)
     return inspect_classifier(model, x, y, LINF)
 

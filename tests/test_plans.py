@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from robustgen.attacks.apgd import APGDT
-from robustgen.attacks.plans import Plan, parse_plan
 from robustgen.attacks.pgd import PGD
+from robustgen.attacks.plans import Plan, parse_plan
 from robustgen.errors import SpecError
 from robustgen.registry import PLANS
 from robustgen.threat import ThreatModel

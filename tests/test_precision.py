@@ -11,7 +11,9 @@ from robustgen.errors import SpecError
 from robustgen.precision import SearchForm, SearchModel, choose_form, parse_form
 from tests.helpers import make_convnet, make_images
 
-FORMS = [SearchForm(dtype, c, f) for dtype in (torch.float32, torch.bfloat16) for c in (False, True) for f in (False, True)]
+FORMS = [
+    SearchForm(dtype, c, f) for dtype in (torch.float32, torch.bfloat16) for c in (False, True) for f in (False, True)
+]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -107,7 +107,9 @@ def test_random_starts_are_inside_and_differ(text: str, batch: tuple[Tensor, Ten
         assert not torch.equal(start[0], start[1])
     if threat.norm != "l1" and threat.eps <= 0.5:
         on_surface = threat.random_start(x, rng, surface=True)
-        torch.testing.assert_close(threat.distance(x, on_surface), torch.full((6,), threat.eps).double(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            threat.distance(x, on_surface), torch.full((6,), threat.eps).double(), rtol=1e-4, atol=0
+        )
 
 
 def test_distance_is_the_norm() -> None:
