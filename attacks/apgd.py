@@ -20,7 +20,7 @@ from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel, per_row
 
-__all__ = ["APGDCE", "APGDDLR", "APGDT", "APGDState"]
+__all__ = ["APGD", "APGDCE", "APGDDLR", "APGDT", "APGDState"]
 
 _ALPHA = 0.75  # weight of the gradient step against the momentum, eq. (3)
 _RHO = 0.75  # a window with fewer than this share of increases halves the step, condition 1
@@ -40,7 +40,7 @@ class APGDState(Ascent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _APGD:
+class APGD:
     """Algorithm 1 with some loss; `aim` is what APGD-T adds.
 
     Source: Croce & Hein 2020, arXiv:2003.01690, Algorithm 1, eq. (3); checkpoints of section 3.1. For L1, the source
@@ -63,12 +63,12 @@ class _APGD:
     def rounds(self) -> int:
         return self.steps + 1  # the start is a point as well
 
-    def aim(self, oracle: QueryModel, x: Tensor, y: Tensor, rng: ExampleRng) -> Tensor:
+    def aim(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> Tensor:
         """(B,) int64: the class that the loss aims at; y where it aims at none."""
         return y
 
     def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> Ascent:
-        target = self.aim(oracle, x, y, rng)
+        target = self.aim(oracle, x, y, threat, rng)
         if threat.norm == "l1":
             return apgd_l1.start(x, y, threat, rng, target)
         return _start(x, y, threat, rng, target, self.steps)
@@ -135,13 +135,13 @@ def _propose(s: APGDState, x_k: Tensor, grad: Tensor, first: Tensor) -> Tensor:
 
 @register_attack("apgd-ce")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class APGDCE(_APGD):
+class APGDCE(APGD):
     """APGD on the cross-entropy."""
 
 
 @register_attack("apgd-dlr")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class APGDDLR(_APGD):
+class APGDDLR(APGD):
     """APGD on the difference of logits ratio, eq. (6)."""
 
     loss: Loss = DLR()
@@ -149,7 +149,7 @@ class APGDDLR(_APGD):
 
 @register_attack("apgd-t")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class APGDT(_APGD):
+class APGDT(APGD):
     """APGD on the targeted difference of logits ratio, eq. (7): one restart for each of the nearest classes.
 
     Restart r aims at the class with the r-th largest logit among the wrong ones at the clean image, as AutoAttack does.
@@ -159,7 +159,7 @@ class APGDT(_APGD):
     restarts: int = 9
     loss: Loss = TargetedDLR()
 
-    def aim(self, oracle: QueryModel, x: Tensor, y: Tensor, rng: ExampleRng) -> Tensor:
+    def aim(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> Tensor:
         ranked = ranked_classes(oracle.logits(x), y)
         if ranked.shape[1] == 0:
             return y

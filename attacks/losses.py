@@ -22,6 +22,7 @@ __all__ = [
     "Loss",
     "LossFn",
     "Margin",
+    "ProbabilityMargin",
     "TargetedDLR",
     "TargetedMargin",
     "margin",
@@ -135,10 +136,22 @@ class TargetedDLR:
         return "dlr-t" if classes >= 4 else "dlr-t:z1-z3" if classes == 3 else "dlr-t:margin"
 
 
+@dataclass(frozen=True, slots=True)
+class ProbabilityMargin:
+    """max_{i != y} p_i - p_y with p the softmax of the logits (PMA; arXiv:2411.15210)."""
+
+    def __call__(self, logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+        return Margin()(logits.softmax(1), y)
+
+    def protocol(self, classes: int) -> str:
+        return "pm"
+
+
 LOSSES: dict[str, Loss] = {
     "ce": CE(),
     "dlr": DLR(),
     "dlr-t": TargetedDLR(),
     "margin": Margin(),
     "margin-t": TargetedMargin(),
+    "pm": ProbabilityMargin(),
 }

@@ -15,7 +15,8 @@ from typing import Any
 from robustgen.attacks.apgd import APGDCE, APGDDLR, APGDT
 from robustgen.attacks.base import Attack
 from robustgen.attacks.fab import FAB, FABT
-from robustgen.attacks.losses import LOSSES, Loss, TargetedMargin
+from robustgen.attacks.losses import LOSSES, Loss, ProbabilityMargin, TargetedMargin
+from robustgen.attacks.malt import MALT
 from robustgen.attacks.square import Square
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import ATTACKS, PLANS, register_plan
@@ -98,6 +99,20 @@ def plus(_threat: ThreatModel) -> Plan:
 def rand(_threat: ThreatModel) -> Plan:
     """AutoAttack rand, for stochastic classifiers: APGD-CE and APGD-DLR on gradients averaged over 20 draws."""
     return Plan("rand", 1, (APGDCE(), APGDDLR()), eot=20)
+
+
+@register_plan("strong")
+def strong(_threat: ThreatModel) -> Plan:
+    """For claims of a record: several losses and starts, nine targets by normalised margin, then random search."""
+    attacks = (
+        APGDCE(steps=20),
+        MALT(steps=40, restarts=3),
+        APGDCE(steps=60, restarts=2, loss=ProbabilityMargin()),
+        MALT(steps=60),
+        APGDT(steps=60, restarts=4),
+        Square(steps=200),
+    )
+    return Plan("strong", 1, attacks)
 
 
 @register_plan("rapid")

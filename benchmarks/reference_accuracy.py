@@ -15,24 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import robustgen
 from robustgen.benchmarks.harness import store
 from robustgen.cards import Card, bundled_cards
+from robustgen.classifiers import Classifier
 from robustgen.environment import use_available_cores
+from robustgen.prepare import DEFAULT_BATCH
 from robustgen.record import ExampleRecord
 from robustgen.statistics import proportion
+from robustgen.threat import ThreatModel
 
 
-def reference_verdicts(name: str, n: int, eps: float, seed: int) -> tuple[list[bool], float]:
-    """Which of the first n images AutoAttack standard leaves robust, re-judged in float32, and its seconds."""
+def reference_verdicts(classifier: Classifier, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[list[bool], float]:
+    """Which images AutoAttack standard leaves robust, judged again in float32; and its seconds."""
     from pyautoattack import AutoAttack
 
-    classifier, data = robustgen.load_classifier(name), robustgen.load_data("fmnist-test-1k")
-    x, y = data.batch(range(n))
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     begun = time.perf_counter()
-    attack = AutoAttack(classifier, device="cpu", eps=eps, norm="Linf", seed=seed, version="standard")
-    x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=250)
+    attack = AutoAttack(classifier, device="cpu", eps=threat.eps, norm=norm, seed=0, version="standard")
+    x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=DEFAULT_BATCH)
     seconds = time.perf_counter() - begun
     with torch.no_grad():
         robust = (classifier(x).argmax(1) == y) & (classifier(x_adv).argmax(1) == y)
@@ -41,7 +44,8 @@ def reference_verdicts(name: str, n: int, eps: float, seed: int) -> tuple[list[b
 
 def measure(name: str, n: int, eps: float, plan: str, seed: int) -> dict[str, Any]:
     """Both sides on one classifier."""
-    reference, reference_seconds = reference_verdicts(name, n, eps, seed)
+    x, y = robustgen.load_data("fmnist-test-1k").batch(range(n))
+    reference, reference_seconds = reference_verdicts(robustgen.load_classifier(name), x, y, ThreatModel("linf", eps))
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         record = robustgen.evaluate(name, "fmnist-test-1k", f"linf:{eps}", plan=plan, n=n, seed=seed, out=run)

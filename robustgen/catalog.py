@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
 
-from robustgen.errors import unknown_name
+from robustgen.errors import SpecError, unknown_name
 
 __all__ = ["KINDS", "details", "listing"]
 
@@ -29,12 +29,21 @@ def _plans() -> dict[str, str]:
     return {name: _first_line(PLANS[name]) for name in PLANS}
 
 
-def _classifiers() -> dict[str, str]:
+def _cards() -> dict[str, Any]:
     from robustgen.cards import Card, bundled_cards
 
-    own = {name: Card.load(path).title for name, path in bundled_cards().items()}
+    return {name: Card.load(path) for name, path in bundled_cards().items()}
+
+
+def _flags() -> dict[str, str]:
+    from robustgen.health import FLAGS
+
+    return {name: f"raised if {flag.raised_if}" for name, flag in FLAGS.items()}
+
+
+def _classifiers() -> dict[str, str]:
     return {
-        **own,
+        **{name: card.title for name, card in _cards().items() if card.kind != "decoy"},
         "torchvision:NAME": "any torchvision classifier; with --weights FILE your own training of it",
         "python:FILE.py:FUNCTION": "your own: a function without arguments that returns a torch.nn.Module",
         "CARD.json": "your own: a card beside its weights",
@@ -66,23 +75,34 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "data": _data,
     "suites": _suites,
     "recipes": _recipes,
+    "flags": _flags,
 }
+CARD_KINDS = ("standard", "robust", "decoy")
 
 
-def listing(kind: str) -> list[tuple[str, str]]:
-    """(name, one line) of everything of a kind."""
+def listing(kind: str, card_kind: str | None = None) -> list[tuple[str, str]]:
+    """(name, one line) of everything of a kind; of classifiers only those whose card says `card_kind`.
+
+    Decoys are listed only when asked for.
+    """
     if kind not in KINDS:
         raise unknown_name("kind", kind, KINDS)
-    return sorted(KINDS[kind]().items())
+    if card_kind is None:
+        return sorted(KINDS[kind]().items())
+    if kind != "classifiers":
+        raise SpecError(f"--kind is for classifiers only; type `robustgen list {kind}`.")
+    if card_kind not in CARD_KINDS:
+        raise unknown_name("kind of classifier", card_kind, CARD_KINDS)
+    return sorted((name, card.title) for name, card in _cards().items() if card.kind == card_kind)
 
 
 def details(name: str) -> str:
     """All that is known of one name, for reading."""
-    kinds = [kind for kind in KINDS if name in KINDS[kind]()]
+    kinds = [kind for kind in KINDS if name in KINDS[kind]() or (kind == "classifiers" and name in _cards())]
     if not kinds:
         names = [known for kind in KINDS for known in KINDS[kind]()]
         raise unknown_name(
-            "name", name, names, hint="See `robustgen list attacks|plans|classifiers|data|suites|recipes`."
+            "name", name, names, hint="See `robustgen list attacks|plans|classifiers|data|suites|recipes|flags`."
         )
     return "\n\n".join(_DETAILS[kind](name) for kind in kinds)
 
@@ -114,10 +134,15 @@ def _plan_details(name: str) -> str:
 
 
 def _classifier_details(name: str) -> str:
-    from robustgen.cards import Card, bundled_cards
+    card = _cards().get(name)
+    return _table(f"classifier {name}", asdict(card) if card else {"description": _classifiers()[name]})
 
-    path = bundled_cards().get(name)
-    return _table(f"classifier {name}", asdict(Card.load(path)) if path else {"description": _classifiers()[name]})
+
+def _flag_details(name: str) -> str:
+    from robustgen.health import FLAGS
+
+    flag = FLAGS[name]
+    return _table(f"flag {name}", {"raised if": flag.raised_if, "why": flag.why, "what to do": flag.what_to_do})
 
 
 def _table(title: str, values: dict[str, Any]) -> str:
@@ -148,4 +173,5 @@ _DETAILS: dict[str, Callable[[str], str]] = {
     "data": _data_details,
     "suites": _suite_details,
     "recipes": _recipe_details,
+    "flags": _flag_details,
 }

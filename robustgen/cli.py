@@ -150,7 +150,10 @@ def train_command(
 
 @app.command("list")
 def list_command(
-    kind: Annotated[str, typer.Argument(help="attacks, plans, classifiers, data, suites or recipes.")],
+    kind: Annotated[str, typer.Argument(help="attacks, plans, classifiers, data, suites, recipes or flags.")],
+    card_kind: Annotated[
+        str | None, typer.Option("--kind", help="Of classifiers, only these: standard, robust or decoy.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """List what robustgen knows by name.
@@ -161,7 +164,7 @@ def list_command(
     """
     from robustgen import catalog
 
-    rows = catalog.listing(kind)
+    rows = catalog.listing(kind, card_kind)
     if json_:
         print(json.dumps([{"name": name, "description": text} for name, text in rows]))
         return
@@ -172,7 +175,7 @@ def list_command(
 
 @app.command("show")
 def show_command(
-    name: Annotated[str, typer.Argument(help="Name of an attack, plan, classifier, data set, suite or recipe.")],
+    name: Annotated[str, typer.Argument(help="Name of an attack, plan, classifier, data set, suite, recipe or flag.")],
 ) -> None:
     """Show everything about one name: parameters, source, card, protocol.
 

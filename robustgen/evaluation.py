@@ -108,6 +108,7 @@ class _Run:
                 self.journal.add(self._example(id_, prediction, None, error), None)
             self.progress.advance(at + len(ids), f"{wrong} misclassified")
         self.standing = sorted(margins, key=lambda id_: (margins[id_], id_))
+        self.journal.flush()
         self._clock("clean", begun)
 
     def attack(self, stage: Stage) -> None:

@@ -16,7 +16,7 @@ from robustgen.registry import Registry
 
 __all__ = ["ARCHITECTURES", "TORCHVISION", "SmallResNet", "build_network", "input_layer"]
 
-ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry("architecture")
+ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry("architecture", modules=("robustgen.decoys",))
 TORCHVISION = "torchvision:"  # prefix of the architectures that torchvision builds
 
 

@@ -130,6 +130,11 @@ def choose_form(classifier: nn.Module, x: Tensor, y: Tensor, request: str = "aut
     Returns:
         The model to search, and notes that say which forms the network could not take and why.
     """
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):  # a classifier may draw from it
+        return _choose(classifier, x, y, request)
+
+
+def _choose(classifier: nn.Module, x: Tensor, y: Tensor, request: str) -> tuple[SearchModel, list[str]]:
     plain = SearchModel(classifier, SearchForm())
     if request != "auto":
         form = parse_form(request)

@@ -82,12 +82,7 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
     Raises:
         SpecError, ArtifactError: the request cannot be run as asked; nothing has been written.
     """
-    _check_types(request)
-    if request.precision not in ("auto", "float32"):
-        raise SpecError(f"--precision must be auto or float32, got '{request.precision}'.")
-    if batch_size is not None and batch_size < 1:
-        raise SpecError(f"--batch-size must be >= 1, got {batch_size}.")
-    ExampleRng.of(request.seed, [0])  # checks the seed
+    _check_values(request, batch_size)
     where = pick_device(device)
     threats = () if request.threat is None else ThreatModel.parse_all(request.threat)
     parse_plan(
@@ -101,10 +96,13 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
     plans = [parse_plan(request.plan, request.attacks, threat) for threat in threats]
     stages, escalation = _stages(plans, threats)
     x, y = (part.to(where) for part in dataset.batch(ids[:_PROBE_ROWS]))
-    flags = check_classifier(classifier, x, torch.as_tensor(dataset.labels[list(ids)]))
-    for stage in (*stages, *escalation):  # one example each: an attack may refuse a norm
-        stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
-    classes = _count_classes(classifier, x)
+    with torch.random.fork_rng(
+        devices=[where] if where.type == "cuda" else []
+    ):  # a stochastic classifier draws from it
+        flags = check_classifier(classifier, x, torch.as_tensor(dataset.labels[list(ids)]))
+        for stage in (*stages, *escalation):  # one example each: an attack may refuse a norm
+            stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
+        classes = _count_classes(classifier, x)
     spec = RunSpec(
         classifier=classifier.card.name,
         weights_sha256=classifier.weights_sha256,
@@ -150,8 +148,13 @@ def _protocol(plans: Sequence[Plan], threats: Sequence[ThreatModel], classes: in
     return " | ".join(f"{threat}: {plan.protocol(classes)}" for plan, threat in zip(plans, threats, strict=True))
 
 
-def _check_types(request: Request) -> None:
-    """Refuse what only a Python caller can get wrong."""
+def _check_values(request: Request, batch_size: int | None) -> None:
+    """Refuse what can be refused before any file is opened; some of it only a Python caller can get wrong."""
+    if request.precision not in ("auto", "float32"):
+        raise SpecError(f"--precision must be auto or float32, got '{request.precision}'.")
+    if batch_size is not None and batch_size < 1:
+        raise SpecError(f"--batch-size must be >= 1, got {batch_size}.")
+    ExampleRng.of(request.seed, [0])  # checks the seed
     data, kind = request.data, type(request.data).__name__
     if not isinstance(request.classifier, str | nn.Module):
         raise SpecError(f"classifier must be a name or a torch.nn.Module, got a {type(request.classifier).__name__}.")

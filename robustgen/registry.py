@@ -24,11 +24,13 @@ class Registry(Generic[T]):
     Args:
         kind: what one entry is called in messages ("attack").
         package: the package whose modules register themselves when imported, or None.
+        modules: single modules that do so.
     """
 
-    def __init__(self, kind: str, package: str | None = None) -> None:
+    def __init__(self, kind: str, package: str | None = None, modules: tuple[str, ...] = ()) -> None:
         self.kind = kind
         self._package = package
+        self._modules = modules
         self._entries: dict[str, T] = {}
         self._discovered = False
 
@@ -73,6 +75,8 @@ class Registry(Generic[T]):
         if self._package is not None:
             for module in iter_modules(import_module(self._package).__path__):
                 import_module(f"{self._package}.{module.name}")
+        for name in self._modules:
+            import_module(name)
         for point in entry_points(group=f"robustgen.{self.kind}s"):
             self.register(point.name)(point.load())
 

@@ -9,11 +9,17 @@ from robustgen.health import FLAGS
 from robustgen.record import RunRecord
 from robustgen.statistics import Estimate
 
-__all__ = ["print_record", "record_lines"]
+__all__ = ["flag_meaning", "print_record", "record_lines"]
 
 
 def _percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.2f} %  [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
+
+
+def flag_meaning(flag: str) -> str:
+    """When it is raised and what to do, in one line; a flag of a newer version has only its name."""
+    known = FLAGS.get(flag)
+    return f"{known.raised_if}; {known.what_to_do}" if known else "see the record"
 
 
 def _headline(record: RunRecord) -> list[tuple[str, str]]:
@@ -27,15 +33,20 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
     ]
 
 
-def _attack_rows(record: RunRecord) -> list[tuple[str, ...]]:
-    """Name, how many it broke, forwards and backwards per example of the whole run, seconds."""
-    return [
-        (a.name, str(a.broken), f"{a.forwards / record.n:.1f}", f"{a.backwards / record.n:.1f}", f"{a.seconds:.1f}")
-        for a in record.attacks
-    ]
+def _attack_table(record: RunRecord) -> list[tuple[str, ...]]:
+    """Header, a row an attack and the totals; what an attack leaves when run alone only where that was measured."""
+    n, alone = record.n, any(a.robust_accuracy is not None for a in record.attacks)
+    table = [("attack", "broke", *(("robust alone",) if alone else ()), *_COSTS)]
+    for a in record.attacks:
+        own = ("-" if a.robust_accuracy is None else str(a.robust_accuracy),) if alone else ()
+        costs = (f"{a.forwards / n:.1f}", f"{a.backwards / n:.1f}", f"{a.seconds:.1f}")
+        table.append((a.name, str(a.broken), *own, *costs))
+    totals = (f"{record.forwards / n:.1f}", f"{record.backwards / n:.1f}", f"{record.seconds:.1f}")
+    own = (str(record.robust_accuracy),) if alone else ()
+    return [*table, ("all", str(sum(a.broken for a in record.attacks)), *own, *totals)]
 
 
-_COLUMNS = ("attack", "broke", "forwards/example", "backwards/example", "seconds")
+_COSTS = ("forwards/example", "backwards/example", "seconds")
 
 
 def _footer(record: RunRecord) -> list[str]:
@@ -43,9 +54,7 @@ def _footer(record: RunRecord) -> list[str]:
         f"{record.spec['protocol']}",
         f"searched in {record.spec['precision']}, judged in float32, seed {record.spec['seed']}",
     ]
-    lines += [
-        f"FLAG {flag}: {FLAGS[flag].raised_if}; {FLAGS[flag].what_to_do}" for flag in record.flags if flag in FLAGS
-    ]
+    lines += [f"FLAG {flag}: {flag_meaning(flag)}" for flag in record.flags]
     lines += [f"note: {note}" for note in record.notes]
     return [*lines, f"record: {record.run}"]
 
@@ -53,9 +62,8 @@ def _footer(record: RunRecord) -> list[str]:
 def record_lines(record: RunRecord) -> list[str]:
     """Plain text, aligned with spaces."""
     lines = [f"{name:<16} {value}" for name, value in _headline(record)]
-    total = ("all", str(sum(a.broken for a in record.attacks)), *_totals(record))
-    table = [_COLUMNS, *_attack_rows(record), total]
-    widths = [max(len(row[k]) for row in table) for k in range(len(_COLUMNS))]
+    table = _attack_table(record)
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
     lines.append("")
     for row in table:
         cells = [
@@ -63,11 +71,6 @@ def record_lines(record: RunRecord) -> list[str]:
         ]
         lines.append("  ".join(cells))
     return [*lines, "", *_footer(record)]
-
-
-def _totals(record: RunRecord) -> tuple[str, str, str]:
-    n = record.n
-    return f"{record.forwards / n:.1f}", f"{record.backwards / n:.1f}", f"{record.seconds:.1f}"
 
 
 def print_record(record: RunRecord, console: Console) -> None:
@@ -81,11 +84,11 @@ def print_record(record: RunRecord, console: Console) -> None:
         style = "bold green" if name == "robust accuracy" else ""
         head.add_row(f"[dim]{name}[/dim]", f"[{style}]{_plain(value)}[/]" if style else _plain(value))
     table = Table(show_edge=False, pad_edge=False, header_style="dim", show_footer=True)
-    totals = ("all", str(sum(a.broken for a in record.attacks)), *_totals(record))
-    for name, total in zip(_COLUMNS, totals, strict=True):
-        table.add_column(name, total, justify="left" if name == "attack" else "right")
-    for row in _attack_rows(record):
-        table.add_row(*row)
+    header, *rows, totals = _attack_table(record)
+    for name, total in zip(header, totals, strict=True):
+        table.add_column(name, _plain(total), justify="left" if name == "attack" else "right")
+    for row in rows:
+        table.add_row(*map(_plain, row))
     for part in (head, "", table, ""):
         console.print(part)
     for line in _footer(record):

@@ -306,7 +306,7 @@ def test_probabilities_are_a_flag_and_no_error(
 ) -> None:
     """A classifier that returns probabilities is evaluated, and the reader is warned."""
     assert _run([*_arguments("@probabilities", inputs), "--attacks", "fgsm", "--out", f"{tmp_path}/run"]) == 0
-    assert "FLAG probabilities: the classifier returns probabilities, not logits" in capsys.readouterr().out
+    assert "FLAG probabilities: all outputs lie in [0, 1] and sum to 1" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "record.json").read_text())["flags"] == ["probabilities"]
 
 

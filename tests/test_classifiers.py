@@ -247,7 +247,10 @@ def test_modules_that_cannot_be_copied_are_used() -> None:
         (lambda x: x.flatten(1)[:2], r"got shape \(2, 64\)"),
         (lambda x: x.flatten(1).argmax(1), r"got shape \(4,\) of torch.int64"),
         (lambda x: x.flatten(1).long(), r"got shape \(4, 64\) of torch.int64"),
-        (lambda x: x.sum((1, 2, 3))[:, None], r"K >= 2, got shape \(4, 1\); for two classes return \(B, 2\) logits"),
+        (
+            lambda x: x.sum((1, 2, 3))[:, None],
+            r"each class of the data, got shape \(4, 1\); for two classes return \(B, 2\) logits",
+        ),
         (lambda x: x.flatten(1).index_fill(0, torch.tensor([2]), torch.nan), "NaN or infinite logits, first in row 2"),
         (lambda x: x.flatten(1) / 0, "NaN or infinite logits, first in row 0"),
         (lambda x: x.flatten(1)[:, :3], r"label 3 of example 3 is not in 0 \.\. 2: Answer has 3 classes"),

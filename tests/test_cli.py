@@ -125,7 +125,7 @@ def test_json_is_one_object_with_the_promised_keys(work: Path, command: Command)
         assert set(estimate) == {"value", "low", "high"}
         assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
     assert [attack["name"] for attack in record["attacks"]] == ["fgsm", "pgd", "square"]
-    assert all(set(attack) == {"name", "broken", "forwards", "backwards", "seconds"} for attack in record["attacks"])
+    assert all(set(attack) >= {"name", "broken", "forwards", "backwards", "seconds"} for attack in record["attacks"])
     assert record["clean_accuracy"]["value"] == 0.9
     assert 0 < record["robust_accuracy"]["value"] < 0.9
     broken = sum(attack["broken"] for attack in record["attacks"])
@@ -240,14 +240,13 @@ def test_interrupt_keeps_what_is_finished(
 def test_ctrl_c_in_a_process_of_its_own(work: Path, command: Command) -> None:
     """SIGINT in the middle of an attack: 130, no traceback, and the rest is done by the same command."""
     arguments = (*ATTACKED, "--out", "cut")
-    process = start(*arguments, TEST_PAUSE="0.2")
+    process = start(*arguments, TEST_PAUSE="0.02")
     try:
         deadline = time.monotonic() + 60
-        while not (work / "cut" / "spec.json").exists():
+        while not (work / "cut" / "examples.jsonl").exists():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:

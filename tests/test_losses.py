@@ -26,6 +26,12 @@ def test_values_by_hand() -> None:
     assert math.isclose(log_sum - 3.0, float(CE()(Z, Y)[0]), rel_tol=1e-6)
 
 
+def test_probability_margin_by_hand() -> None:
+    """Two classes one apart: the difference of their probabilities is tanh(1/2)."""
+    z = torch.tensor([[1.0, 0.0]])
+    torch.testing.assert_close(LOSSES["pm"](z, torch.tensor([0])), -torch.tanh(torch.tensor([0.5])))
+
+
 def test_ranked_classes_leave_out_the_label() -> None:
     """Nearest wrong class first."""
     assert [[2, 4, 3, 1], [1, 2, 0, 3]] == ranked_classes(Z, Y).tolist()

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from robustgen.health import FLAGS
 from robustgen.record import AttackSummary, RunRecord
-from robustgen.report import FLAG_HELP, print_record, record_lines
+from robustgen.report import flag_meaning, print_record, record_lines
 from robustgen.statistics import Estimate
 
 
@@ -24,10 +25,11 @@ def record() -> RunRecord:
         },
         identity="f" * 64, n=200, clean_accuracy=Estimate(0.9, 0.85, 0.93), robust_accuracy=Estimate(0.5, 0.43, 0.57),
         attacks=(
-            AttackSummary(name="pgd", broken=70, forwards=1000, backwards=900, seconds=1.25),
-            AttackSummary(name="square", broken=10, forwards=4000, backwards=0, seconds=2.5),
+            AttackSummary(name="pgd", broken=70, robust_accuracy=None, forwards=1000, backwards=900, seconds=1.25),
+            AttackSummary(name="square", broken=10, robust_accuracy=None, forwards=4000, backwards=0, seconds=2.5),
         ),
-        forwards=5200, backwards=900, seconds=4.0, flags=("probabilities",), notes=("a plainer form [x] is used.",),
+        forwards=5200, backwards=900, seconds=4.0, flags=("probabilities",), health={},
+        notes=("a plainer form [x] is used.",),
         environment={}, run="runs/here",
     )  # fmt: skip
 
@@ -56,7 +58,7 @@ all        80              26.0                4.5      4.0
 
 quick/1: pgd(steps=5)
 searched in float32, judged in float32, seed 3
-FLAG probabilities: the classifier returns probabilities, not logits: losses saturate and attacks look weak
+FLAG probabilities: all outputs lie in [0, 1] and sum to 1; return logits: drop the softmax at the end of the classifier
 note: a plainer form [x] is used.
 record: runs/here"""
     assert expected.splitlines() == record_lines(record)
@@ -86,6 +88,17 @@ def test_long_lines_can_be_copied(record: RunRecord) -> None:
 
 def test_every_flag_is_explained(record: RunRecord) -> None:
     """The mark comes with what it means; a flag of a newer version is shown all the same."""
-    for flag, meaning in FLAG_HELP.items():
-        assert f"FLAG {flag}: {meaning}" in record_lines(replace(record, flags=(flag,)))
+    for flag in FLAGS:
+        assert f"FLAG {flag}: {flag_meaning(flag)}" in record_lines(replace(record, flags=(flag,)))
     assert "FLAG new: see the record" in record_lines(replace(record, flags=("new",)))
+
+
+def test_attacks_run_alone_show_their_own_figure(record: RunRecord) -> None:
+    """A column that is there only where it was measured."""
+    assert "robust alone" not in "\n".join(record_lines(record))
+    first, second = record.attacks
+    alone = replace(record, attacks=(replace(first, robust_accuracy=Estimate(0.55, 0.48, 0.62)), second))
+    text = "\n".join(record_lines(alone))
+    assert "robust alone" in text
+    assert "55.00 % [48.00, 62.00]" in text
+    assert "[48.00, 62.00]" in on_terminal(alone)
