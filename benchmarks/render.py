@@ -50,7 +50,6 @@ def accuracy() -> str:
         "AutoAttack standard",
         "robustgen eval",
         "same verdict",
-        "seconds: AA / ours",
     )
     rows = [
         (
@@ -60,7 +59,6 @@ def accuracy() -> str:
             _percent(row["autoattack"], row["n"]),
             _percent(row["ours"], row["n"]),
             f"{100 * row['agreement']:.1f} %",
-            f"{row['autoattack_seconds']:.0f} / {row['our_seconds']:.1f}",
         )
         for row in result["rows"]
     ]
