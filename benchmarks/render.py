@@ -1,7 +1,7 @@
-"""Render the figures in README.md from stored results: `python -m robustgen.benchmarks.render`.
+"""Render README.md and docs/ from stored results and from the code: `python -m robustgen.benchmarks.render`.
 
-Each block between `<!-- results: NAME -->` and `<!-- end -->` is replaced by a table made from results/*.json. A test
-checks that README says what the results say.
+Each block between `<!-- results: NAME -->` and `<!-- end -->` is replaced by one made from results/*.json, or from the
+tables in the code. A test checks that the documents say what these say.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from robustgen.health import FLAGS
 from robustgen.statistics import proportion
 
 __all__ = ["BLOCKS", "main", "render"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "flags.md")
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -80,11 +82,23 @@ def engine_speed() -> str:
     return f"{_table(header, rows)}\n\n{what} {_source(result)}"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"accuracy": accuracy, "engine_speed": engine_speed}
+def flags() -> str:
+    """The manual of the health flags."""
+    parts = []
+    for name, flag in FLAGS.items():
+        then = "`rapid` then goes on to its thorough attacks." if flag.escalates else "No further attack follows."
+        parts.append(
+            f"## {name}\n\n**Raised if** {flag.raised_if}.\n\n**Why it matters:** {flag.why}.\n\n"
+            f"**What to do:** {flag.what_to_do}. {then}"
+        )
+    return "\n\n".join(parts)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"accuracy": accuracy, "engine_speed": engine_speed, "flags": flags}
 
 
 def render(text: str) -> str:
-    """README with every results block made anew."""
+    """A document with every results block made anew."""
 
     def block(match: re.Match[str]) -> str:
         return f"<!-- results: {match[1]} -->\n\n{BLOCKS[match[1]]()}\n\n<!-- end -->"
@@ -93,8 +107,9 @@ def render(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite the documents."""
+    for path in DOCUMENTS:
+        path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

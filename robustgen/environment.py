@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from robustgen import __version__
 from robustgen.errors import SpecError
 
 __all__ = ["describe_environment", "pick_device", "use_available_cores"]
@@ -68,6 +69,8 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    if package == "robustgen":
+        return __version__  # also in a bare checkout, which is not installed
     try:
         return version(package)
     except PackageNotFoundError:

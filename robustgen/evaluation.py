@@ -51,6 +51,9 @@ def run_job(job: Job, progress: Progress) -> RunRecord:
                 run.attack(stage)
             run.escalate()
             run.survivors()
+    except KeyboardInterrupt:
+        progress.note(f"{len(journal.done)} of {len(job.ids)} examples are kept in {job.folder}.")
+        raise
     finally:
         journal.flush()
     record = _record(job, journal, run)

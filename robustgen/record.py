@@ -82,7 +82,8 @@ class RunRecord:
         n: examples.
         clean_accuracy, robust_accuracy: with 95 % Wilson intervals, fractions of 1.
         attacks: in the order in which they ran.
-        forwards, backwards, seconds: totals; forwards includes the clean pass.
+        forwards, backwards: totals of the attacks and the clean pass; health checks and the judge are not in them.
+        seconds: of everything, health checks included.
         flags: health flags raised, by name (`robustgen show flags`).
         health: what the health checks measured, by flag.
         notes: what a reader should know, in sentences.
