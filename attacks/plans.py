@@ -26,6 +26,19 @@ __all__ = ["Plan", "describe", "parse_attack", "parse_plan"]
 
 
 @dataclass(frozen=True, slots=True)
+class Near:
+    """An attack for those examples only that the attacks before it brought near to breaking.
+
+    Attributes:
+        attack: what is run.
+        within: the smallest margin seen so far, as a share of the margin of the clean image, must lie below this.
+    """
+
+    attack: Attack
+    within: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A named list of attacks with a version that rises whenever its figures could change.
 
@@ -38,7 +51,7 @@ class Plan:
 
     name: str
     version: int
-    attacks: tuple[Attack, ...]
+    attacks: tuple[Attack | Near, ...]
     escalation: tuple[Attack, ...] = ()
     individual: bool = False
     eot: int = 1
@@ -56,7 +69,8 @@ class Plan:
 
     def labels(self) -> list[str]:
         """One distinct name an attack, escalation included: the registered one, numbered where it occurs again."""
-        names = [ATTACKS.name_of(attack) for attack in (*self.attacks, *self.escalation)]
+        entries = [entry.attack if isinstance(entry, Near) else entry for entry in self.attacks]
+        names = [ATTACKS.name_of(attack) for attack in (*entries, *self.escalation)]
         return [f"{n}#{names[: k + 1].count(n)}" if names[:k].count(n) else n for k, n in enumerate(names)]
 
 
@@ -118,12 +132,20 @@ def strong(_threat: ThreatModel) -> Plan:
 @register_plan("rapid")
 def rapid(threat: ThreatModel) -> Plan:
     """The figure of `standard` at a small fraction of its queries; goes on to `standard` where gradients may lie."""
-    attacks = (APGDCE(steps=20), APGDT(steps=40, restarts=3, loss=TargetedMargin()), Square(steps=50))
+    attacks = (
+        APGDCE(steps=20),
+        APGDT(steps=40, restarts=3, loss=TargetedMargin()),
+        Near(MALT(steps=80, restarts=9), within=0.25),
+        Near(APGDCE(steps=80, restarts=2, loss=ProbabilityMargin()), within=0.25),
+        Square(steps=50),
+    )
     return Plan("rapid", 1, attacks, escalation=_autoattack(threat))
 
 
-def describe(attack: Attack, classes: int) -> str:
+def describe(attack: Attack | Near, classes: int) -> str:
     """The registered name and every hyper-parameter: apgd-t(steps=20, restarts=3, loss=dlr-t)."""
+    if isinstance(attack, Near):
+        return f"{describe(attack.attack, classes)} where the margin fell below {attack.within:g} of the clean one"
     values = {f.name: getattr(attack, f.name) for f in fields(attack)}  # type: ignore[arg-type]
     shown = {k: v.protocol(classes) if hasattr(v, "protocol") else v for k, v in values.items()}
     return f"{ATTACKS.name_of(attack)}({', '.join(f'{k}={v}' for k, v in shown.items())})"

@@ -7,6 +7,7 @@ place, as inference servers do with requests. No query goes to a point already b
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.base import Attack, State
+from robustgen.attacks.losses import margin
 from robustgen.judge import Judge
 from robustgen.memory import is_memory_error
 from robustgen.oracle import Oracle
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 S = TypeVar("S")
 Fetch = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 """Example ids -> images (B, C, H, W) float32 in [0, 1] and labels (B,) int64, on the device of the oracle."""
+
+Entry = tuple[int, int, int, int, float]
+"""An example that waits: id, restart, and the forwards, backwards and smallest margin so far."""
 
 _REFILL_SHARE = 8  # rows are refilled when an eighth of the batch stands empty: small refills cost more than they save
 
@@ -44,6 +49,7 @@ class Outcome:
         distance, prediction: as the judge measured them; None when not broken.
         round, restart: when it was broken, both from 0; None when not broken.
         forwards, backwards: what was spent on this example.
+        margin: the smallest margin z_y - max z_other that the oracle showed inside the threat model: how near it came.
         error: why the row was given up ("the model's output is not finite"), else None.
     """
 
@@ -56,6 +62,7 @@ class Outcome:
     restart: int | None
     forwards: int
     backwards: int
+    margin: float
     error: str | None = None
 
 
@@ -67,6 +74,7 @@ class _Rows:
     ids: Tensor
     forwards: Tensor
     backwards: Tensor
+    margin: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,7 +110,7 @@ def run(
         batch_size: rows held at once.
         finish: called once for each id, as soon as its outcome is known.
     """
-    waiting = deque((id_, 0, 0, 0) for id_ in ids)  # id, restart, forwards and backwards so far
+    waiting = deque((id_, 0, 0, 0, math.inf) for id_ in ids)  # id, restart, forwards, backwards and margin so far
     rows: _Rows | None = None
     while waiting or rows is not None:
         vacant = batch_size - (0 if rows is None else len(rows))
@@ -124,14 +132,14 @@ def _enter(
     fetch: Fetch,
     threat: ThreatModel,
     seed: int,
-    entering: Sequence[tuple[int, int, int, int]],
+    entering: Sequence[Entry],
 ) -> _Rows:
-    ids, restarts, forwards, backwards = (torch.tensor(column) for column in zip(*entering, strict=True))
+    ids, restarts, forwards, backwards, near = (torch.tensor(column) for column in zip(*entering, strict=True))
     x, y = fetch(ids.tolist())
     before = oracle.cost
     state = attack.init(oracle, x, y, threat, ExampleRng.of(seed, ids, restarts))
     spent = oracle.cost - before
-    rows = _Rows(state, ids, forwards, backwards)
+    rows = _Rows(state, ids, forwards, backwards, near)
     rows.charge(spent.forwards, spent.backwards)
     return rows
 
@@ -162,20 +170,24 @@ def _settle(
     rows: _Rows,
     attack: Attack,
     judge: Judge,
-    waiting: deque[tuple[int, int, int, int]],
+    waiting: deque[Entry],
     finish: Callable[[Outcome], None],
 ) -> _Rows | None:
     """Let out the rows that are broken, ill or done; returns those that stay, or None."""
     s = rows.state
     ill = ~s.logits.isfinite().all(1)
-    broken = _judge_candidates(rows, judge, ~ill & (s.logits.argmax(1) != s.y), finish)
+    inside = judge.threat.contains(s.x, s.x_adv)
+    rows.margin = torch.where(
+        (inside & ~ill).cpu(), torch.minimum(rows.margin, margin(s.logits, s.y).cpu()), rows.margin
+    )
+    broken = _judge_candidates(rows, judge, inside & ~ill & (s.logits.argmax(1) != s.y), finish)
     done = (s.i >= attack.rounds).cpu() & ~broken & ~ill.cpu()
     for row in ill.nonzero().flatten().tolist():
         finish(_unbroken(rows, row, "the model's output is not finite (NaN or infinity)"))
     for row in done.nonzero().flatten().tolist():
         restart = int(s.rng.restart[row]) + 1
         if restart < attack.restarts:
-            waiting.append((int(rows.ids[row]), restart, int(rows.forwards[row]), int(rows.backwards[row])))
+            waiting.append((int(rows.ids[row]), restart, *_spent(rows, row)))
         else:
             finish(_unbroken(rows, row))
     stay = ~(broken | done | ill.cpu())
@@ -185,12 +197,10 @@ def _settle(
 
 
 def _judge_candidates(rows: _Rows, judge: Judge, hit: Tensor, finish: Callable[[Outcome], None]) -> Tensor:
-    """Judge the rows that the search form saw misclassified; (B,) bool on the CPU: those really broken."""
+    """Judge the rows that the search form saw misclassified inside; (B,) bool on the CPU: those really broken."""
     s = rows.state
     broken = torch.zeros(len(rows), dtype=torch.bool)
     candidates = hit.nonzero().flatten()
-    if len(candidates):  # minimum-norm attacks see many far outside, not worth a forward of the judge
-        candidates = candidates[judge.threat.contains(s.x[candidates], s.x_adv[candidates])]
     if not len(candidates):
         return broken
     verdict = judge(s.x[candidates], s.y[candidates], s.x_adv[candidates])
@@ -208,14 +218,19 @@ def _judge_candidates(rows: _Rows, judge: Judge, hit: Tensor, finish: Callable[[
                 restart=int(s.rng.restart[row]),
                 forwards=int(rows.forwards[row]),
                 backwards=int(rows.backwards[row]),
+                margin=float(rows.margin[row]),
             )
         )
     return broken
 
 
+def _spent(rows: _Rows, row: int) -> tuple[int, int, float]:
+    """Forwards, backwards and smallest margin so far."""
+    return int(rows.forwards[row]), int(rows.backwards[row]), float(rows.margin[row])
+
+
 def _unbroken(rows: _Rows, row: int, error: str | None = None) -> Outcome:
-    spent = int(rows.forwards[row]), int(rows.backwards[row])
-    return Outcome(int(rows.ids[row]), False, None, None, None, None, None, *spent, error)
+    return Outcome(int(rows.ids[row]), False, None, None, None, None, None, *_spent(rows, row), error)
 
 
 def _take(value: S, index: Tensor) -> S:

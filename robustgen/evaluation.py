@@ -21,7 +21,7 @@ from robustgen.record import ExampleRecord, RunRecord, summarise
 
 __all__ = ["run_job"]
 
-_HEALTH_ROWS = 128
+_HEALTH_ROWS = (16, 128)  # at least and at most; an eighth of the examples in between, so that the cost stays small
 _VOTES = 21  # draws of a randomised classifier whose majority is its prediction
 
 
@@ -74,6 +74,8 @@ class _Run:
         self.standing = [id_ for id_ in job.ids if id_ not in journal.done]
         self.cost: dict[int, dict[str, list[int]]] = {id_: {} for id_ in self.standing}
         self.errors: dict[int, str] = {}
+        self.clean_margin: dict[int, float] = {}
+        self.margin: dict[int, float] = {}
         self.hits: dict[int, list[tuple[Stage, engine.Outcome]]] = {}
         self.flags: set[str] = set()
         self.ran = [stage.label for stage in job.stages]
@@ -81,11 +83,15 @@ class _Run:
 
     def _inspect(self) -> Health:
         """Health checks on the first examples."""
-        begun = time.perf_counter()
-        x, y = self.fetch(self.job.ids[:_HEALTH_ROWS])
+        begun, ids = time.perf_counter(), self.job.ids
+        rows = min(len(ids), max(_HEALTH_ROWS[0], min(_HEALTH_ROWS[1], len(ids) // 8)))
+        self.progress.start("health", rows)
+        x, y = self.fetch(ids[:rows])
         found = inspect_classifier(self.job.classifier, x, y, self.job.threats[0], seed=self.job.spec.seed)
         self._clock("health", begun)
-        return replace(found, flags=tuple(sorted({*found.flags, *self.job.flags})))
+        flags = tuple(sorted({*found.flags, *self.job.flags}))
+        self.progress.advance(rows, f"flags: {', '.join(flags) or 'none'}")
+        return replace(found, flags=flags)
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         x, y = self.job.dataset.batch(ids)
@@ -110,13 +116,14 @@ class _Run:
                 error = "the model's output on the clean image is not finite" if prediction < 0 else None
                 self.journal.add(self._example(id_, prediction, None, error), None)
             self.progress.advance(at + len(ids), f"{wrong} misclassified")
+        self.clean_margin, self.margin = margins, dict(margins)
         self.standing = sorted(margins, key=lambda id_: (margins[id_], id_))
         self.journal.flush()
         self._clock("clean", begun)
 
     def attack(self, stage: Stage) -> None:
         """Run one attack on what is standing; the broken are filed at once."""
-        begun, todo = time.perf_counter(), list(self.standing)
+        begun, todo = time.perf_counter(), [id_ for id_ in self.standing if self._is_near(id_, stage)]
         if not todo:
             return
         self.progress.start(stage.label, len(todo))
@@ -127,6 +134,7 @@ class _Run:
             nonlocal settled
             settled += 1
             self.cost[outcome.id][stage.label] = [outcome.forwards, outcome.backwards]
+            self.margin[outcome.id] = min(self.margin[outcome.id], outcome.margin)
             if outcome.error is not None:
                 self.errors[outcome.id] = f"{stage.label}: {outcome.error}"
             if outcome.broken:
@@ -139,8 +147,11 @@ class _Run:
             seed=self.job.spec.seed, batch_size=self.job.batch_size, finish=finish,
         )  # fmt: skip
         if not self.job.plan.individual:
-            self.standing = [id_ for id_ in todo if id_ not in broken]
+            self.standing = [id_ for id_ in self.standing if id_ not in broken]
         self._clock(stage.label, begun)
+
+    def _is_near(self, id_: int, stage: Stage) -> bool:
+        return stage.within is None or self.margin[id_] < stage.within * self.clean_margin[id_]
 
     def escalate(self) -> None:
         """Where a flag says that gradients may lie, run what the plan keeps for that case."""

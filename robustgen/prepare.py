@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.attacks.base import Attack
-from robustgen.attacks.plans import Plan, parse_plan
+from robustgen.attacks.plans import Near, Plan, parse_plan
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
 from robustgen.environment import pick_device
@@ -54,6 +54,7 @@ class Stage:
     label: str
     attack: Attack
     threat: ThreatModel
+    within: float | None = None  # only examples whose margin earlier attacks brought below this share of the clean one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +137,15 @@ def _stages(plans: Sequence[Plan], threats: Sequence[ThreatModel]) -> tuple[tupl
         prefix = f"{threat.norm}/" if len(threats) > 1 else ""
         labels = [prefix + label for label in plan.labels()]
         count = len(plan.attacks)
-        stages += [Stage(*pair, threat) for pair in zip(labels[:count], plan.attacks, strict=True)]
-        escalation += [Stage(*pair, threat) for pair in zip(labels[count:], plan.escalation, strict=True)]
+        stages += [_stage(label, entry, threat) for label, entry in zip(labels[:count], plan.attacks, strict=True)]
+        escalation += [
+            Stage(label, attack, threat) for label, attack in zip(labels[count:], plan.escalation, strict=True)
+        ]
     return tuple(stages), tuple(escalation)
+
+
+def _stage(label: str, entry: Attack | Near, threat: ThreatModel) -> Stage:
+    return Stage(label, entry.attack, threat, entry.within) if isinstance(entry, Near) else Stage(label, entry, threat)
 
 
 def _protocol(plans: Sequence[Plan], threats: Sequence[ThreatModel], classes: int) -> str:

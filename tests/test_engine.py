@@ -111,6 +111,15 @@ def test_the_judge_overrules_the_search_form() -> None:
     assert not any(o.broken for o in outcomes.values())
 
 
+def test_the_smallest_margin_inside_is_known() -> None:
+    """How near an attack came, over restarts; points outside the threat model do not count."""
+    outcomes = climb([0.3, 0.4], Climb(restarts=2), Threshold())
+    assert outcomes[0].margin == pytest.approx(200 * (0.5 - 0.38), rel=1e-4)
+    assert outcomes[1].margin == pytest.approx(200 * (0.5 - 0.48), rel=1e-4)
+    beyond = climb([0.3], Climb(stride=0.03, rounds=6), Threshold())
+    assert beyond[0].margin == pytest.approx(200 * (0.5 - 0.39), rel=1e-4)
+
+
 def test_a_sick_row_is_reported_and_the_others_go_on() -> None:
     """NaN in the middle of an attack costs one example, not the run, and is no success."""
 

@@ -251,7 +251,7 @@ def test_bad_requests(
 
 def test_outcomes_are_frozen() -> None:
     """Nobody edits a verdict after the judge."""
-    outcome = Outcome(0, False, None, None, None, None, None, 1, 0)
+    outcome = Outcome(0, False, None, None, None, None, None, 1, 0, 0.5)
     with pytest.raises(AttributeError):
         outcome.broken = True  # type: ignore[misc]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import robustgen
 from robustgen.attacks.apgd import APGDCE
 from robustgen.attacks.pgd import PGD
-from robustgen.attacks.plans import Plan
+from robustgen.attacks.plans import Near, Plan
 from robustgen.cards import Card, bundled_cards
 from robustgen.decoys import DECOYS
 from robustgen.errors import SpecError
@@ -87,6 +87,24 @@ def test_individual_gives_every_attack_its_own_figure(
     assert RunRecord.load(tmp_path / "all") == record
 
 
+def test_near_attacks_take_only_what_came_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a linear classifier the share of the margin that is left is known: eps over the distance."""
+    model = make_linear(classes=2)
+    x, y = make_images(model, 60)
+    x = 0.5 + 0.2 * (x - 0.5)
+    y = model(x).argmax(1)
+    distance = model.distance(x, y, "linf")
+    eps = float(distance.median())
+    plan = Plan("near", 1, (PGD(steps=30), Near(APGDCE(steps=5), within=0.5)))
+    monkeypatch.setitem(PLANS._entries, "near", lambda threat: plan)
+    record = robustgen.evaluate(model, (x, y), ThreatModel("linf", eps * 0.999), plan="near", out=tmp_path / "run")
+    assert "where the margin fell below 0.5 of the clean one" in record.spec["protocol"]
+    left = {row.id for row in rows(record) if row.broken_by != "pgd"}
+    near = {k for k in left if 1 - 0.999 * eps / float(distance[k]) < 0.5}
+    assert {row.id for row in rows(record) if "apgd-ce" in row.cost} == near
+    assert 0 < len(near) < len(left)
+
+
 @pytest.mark.parametrize("trick", sorted(DECOYS))
 def test_rapid_flags_every_decoy_and_goes_on(trick: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each lie raises the right flag, and the thorough attacks follow."""
@@ -103,7 +121,7 @@ def test_rapid_leaves_honest_models_in_peace(name: str, tmp_path: Path) -> None:
     """No flag, no escalation."""
     record = robustgen.evaluate(name, n=40, plan="rapid", out=tmp_path / "run")
     assert () == record.flags, record.health
-    assert ["apgd-ce", "apgd-t", "square"] == [attack.name for attack in record.attacks]
+    assert ["apgd-ce", "apgd-t", "malt", "apgd-ce#2", "square"] == [attack.name for attack in record.attacks]
 
 
 def test_every_decoy_has_a_card() -> None:
