@@ -67,10 +67,13 @@ class Plan:
             parts.append("where flagged also " + " > ".join(describe(attack, classes) for attack in self.escalation))
         return f"{self.name}/{self.version}: " + "; ".join(parts)
 
+    def unconditional(self) -> tuple[Attack, ...]:
+        """The attacks without the condition of `Near`, escalation left out."""
+        return tuple(entry.attack if isinstance(entry, Near) else entry for entry in self.attacks)
+
     def labels(self) -> list[str]:
         """One distinct name an attack, escalation included: the registered one, numbered where it occurs again."""
-        entries = [entry.attack if isinstance(entry, Near) else entry for entry in self.attacks]
-        names = [ATTACKS.name_of(attack) for attack in (*entries, *self.escalation)]
+        names = [ATTACKS.name_of(attack) for attack in (*self.unconditional(), *self.escalation)]
         return [f"{n}#{names[: k + 1].count(n)}" if names[:k].count(n) else n for k, n in enumerate(names)]
 
 

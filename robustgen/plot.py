@@ -214,7 +214,7 @@ def _survivors(
     judge, oracle = Judge(classifier, threat), Oracle(search)
     device = classifier.mean.device
     standing = list(ids)
-    for label, attack in zip(plan.labels(), plan.attacks, strict=True):
+    for label, attack in zip(plan.labels(), plan.unconditional(), strict=False):  # escalation has labels too
         if not standing:
             break
         outcomes: list[engine.Outcome] = []

@@ -340,3 +340,13 @@ def test_command_prints_the_pictures(run: Path, made: Path, tmp_path: Path, caps
     assert _run(command) == 0
     assert capsys.readouterr().out.splitlines() == [f"{out}/accuracy-eps.png", f"{out}/examples.png"]
     assert {path.name for path in out.iterdir()} == {"accuracy-eps.png", "examples.png", "sweep.json"}
+
+
+def test_a_plan_with_conditions_and_escalation_can_be_drawn(tmp_path: Path) -> None:
+    """The curve of a `rapid` run is made from its attacks, on every example that is standing."""
+    record = robustgen.evaluate("fmnist-at", n=8, plan="rapid", out=tmp_path / "run")
+    pictures = plot_run(
+        Path(record.run), out=None, n=4, classifier=None, weights=None, data_dir=None, device="cpu", progress=Silent()
+    )
+    assert "accuracy-eps.png" in [path.name for path in pictures]
+    assert (tmp_path / "run" / "sweep.json").is_file()
