@@ -72,6 +72,20 @@ class Linear(nn.Module):
         return distances.scatter(1, y[:, None], torch.inf).amin(1)
 
 
+class Recorder(nn.Module):
+    """Passes images on to a model and keeps them in `seen`: the points that a reference implementation queried."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        logits: Tensor = self.model(x)
+        return logits
+
+
 def make_linear(shape: Sequence[int] = (1, 8, 8), classes: int = 4, seed: int = 0) -> Linear:
     """A `Linear` in eval mode."""
     linear = Linear(shape, classes, seed)

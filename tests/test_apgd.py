@@ -16,23 +16,9 @@ from robustgen.errors import SpecError
 from robustgen.oracle import Oracle
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
-from tests.helpers import make_convnet, make_images, make_linear
+from tests.helpers import Recorder, make_convnet, make_images, make_linear
 
 STEPS = 100
-
-
-class Recorder(nn.Module):
-    """Passes images on and keeps them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x.detach().clone())
-        logits: Tensor = self.model(x)
-        return logits
 
 
 def our_points(attack: Any, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> list[Tensor]:

@@ -20,23 +20,9 @@ from robustgen.judge import Judge
 from robustgen.oracle import Oracle
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
-from tests.helpers import Linear, make_convnet, make_images, make_linear
+from tests.helpers import Linear, Recorder, make_convnet, make_images, make_linear
 
 THREAT = ThreatModel("l1", 2.0)
-
-
-class Recorder(nn.Module):
-    """Passes images on and keeps them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x.detach().clone())
-        logits: Tensor = self.model(x)
-        return logits
 
 
 def our_points(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> tuple[list[Tensor], SparseAscent]:

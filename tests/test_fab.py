@@ -21,25 +21,11 @@ from robustgen.judge import Judge
 from robustgen.oracle import Cost, Oracle
 from robustgen.rng import ExampleRng
 from robustgen.threat import Norm, ThreatModel
-from tests.helpers import make_convnet, make_images, make_linear
+from tests.helpers import Recorder, make_convnet, make_images, make_linear
 
 STEPS = 100
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 4.0}
-
-
-class Recorder(nn.Module):
-    """Passes images on and keeps them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x.detach().clone())
-        logits: Tensor = self.model(x)
-        return logits
 
 
 @pytest.fixture
