@@ -120,6 +120,28 @@ def test_the_smallest_margin_inside_is_known() -> None:
     assert beyond[0].margin == pytest.approx(200 * (0.5 - 0.39), rel=1e-4)
 
 
+def test_the_smallest_margin_is_kept_when_later_points_are_farther() -> None:
+    """An attack that steps back is remembered for where it was nearest."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Swing(Climb):
+        def step(self, oracle: QueryModel, s: State) -> State:
+            x_adv = s.x + self.stride * (s.i == 1).float().reshape(-1, 1, 1, 1)
+            return replace(s, x_adv=x_adv, logits=oracle.logits(x_adv), i=s.i + 1)
+
+    outcomes = climb([0.3], Swing(stride=0.05, rounds=4), Threshold())
+    assert outcomes[0].margin == pytest.approx(200 * (0.5 - 0.35), rel=1e-4)
+
+
+def test_the_judge_itself_refuses_points_outside() -> None:
+    """Misclassified is not enough: each way to leave the threat model is refused by the judge, whoever calls it."""
+    x, y = torch.full((4, 1, 2, 2), 0.45), torch.zeros(4, dtype=torch.int64)
+    shift = torch.tensor([0.09, 0.2, 0.6, torch.nan]).reshape(-1, 1, 1, 1)
+    verdict = Judge(Threshold(), THREAT)(x, y, x + shift)
+    assert [True, False, False, False] == verdict.broken.tolist()
+    assert [1, 1, 1, -1] == verdict.prediction.tolist()
+
+
 def test_a_sick_row_is_reported_and_the_others_go_on() -> None:
     """NaN in the middle of an attack costs one example, not the run, and is no success."""
 

@@ -162,24 +162,21 @@ def test_one_lucky_miss_is_not_broken() -> None:
 
 
 def test_stochastic_classifiers_are_seeded_and_scored_by_majority(tmp_path: Path) -> None:
-    """The same run twice gives the same record, the global generator is left alone, and noise alone breaks little."""
+    """Right nine times in ten on any image: all robust, though 20 resubmissions would catch nearly every one once."""
 
-    class Noisy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = make_linear(classes=3)
-
+    class NineInTen(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.net(x) + 0.05 * torch.randn(len(x), 3)
-            return logits
+            miss = (torch.rand(len(x)) < 0.1).float() + 0 * x.flatten(1).sum(1)
+            return torch.stack([1 - miss, miss], 1)
 
-    x, y = make_images(make_linear(classes=3), 40)
+    x, y = torch.full((40, 1, 4, 4), 0.5), torch.zeros(40, dtype=torch.int64)
     before = torch.random.get_rng_state()
     runs = [
-        robustgen.evaluate(Noisy().eval(), (x, y), "linf:1e-7", attacks="pgd:steps=10", out=tmp_path / str(k))
+        robustgen.evaluate(NineInTen().eval(), (x, y), "linf:1e-7", attacks="noise:steps=20", out=tmp_path / str(k))
         for k in range(2)
     ]
     assert torch.equal(before, torch.random.get_rng_state())
     assert rows(runs[0]) == rows(runs[1])
     assert "randomised" in runs[0].flags
-    assert runs[0].clean_accuracy.value - runs[0].robust_accuracy.value < 0.2
+    assert runs[0].clean_accuracy.value == 1.0
+    assert runs[0].robust_accuracy.value == 1.0
