@@ -56,6 +56,7 @@ def start(x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, target: Te
         x, y, threat, rng,
         x_next=threat.scaled(_RADII[0]).random_start(x, rng, surface=True), x_max=x, grad_max=zero,
         f_max=x.new_full((len(x),), -torch.inf), eta=idle.float(), target=target,
+        gap_seen=idle.float(), gap_min=x.new_full((len(x),), torch.inf),
         phase=idle, k=idle, moved=idle, density=idle.float(),
     )  # fmt: skip
     return _open_phase(s, torch.ones_like(y, dtype=torch.bool))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from robustgen.attacks.losses import LossFn
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 
-__all__ = ["Attack", "Query", "QueryModel", "State"]
+__all__ = ["Attack", "Query", "QueryModel", "Rows", "State"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +29,48 @@ class Query:
 class QueryModel(Protocol):
     """All that an attack may ask of a classifier (robustgen.oracle.Oracle is the one the engine passes in)."""
 
-    def logits(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> logits (B, K), float32, without gradients."""
+    def logits(self, x: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x (B, C, H, W) -> logits (B, K), float32, without gradients.
+
+        `known` is (B,) bool and (B, K): rows whose logits the attack has already. They are not computed again, yet
+        count as queries, since whether two points are equal to the last bit must not change what an attack costs.
+        """
 
     def grad(self, x: Tensor, y: Tensor, loss: LossFn) -> Query:
         """Loss of each row and its gradient with respect to x."""
 
 
+class Rows:
+    """A dataclass of tensors with the batch first, random streams, and other such dataclasses; rows can come and go.
+
+    What has no rows, such as a threat model, is passed on as it is.
+    """
+
+    def take(self, index: Tensor) -> Self:
+        """The rows of this index (M,) int64."""
+        return replace(self, **{f.name: _take(getattr(self, f.name), index) for f in fields(self)})  # type: ignore[type-var, arg-type]
+
+    def join(self, other: Self) -> Self:
+        """These rows, then those of `other`."""
+        columns = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]  # type: ignore[arg-type]
+        return replace(self, **{name: _join(mine, theirs) for name, mine, theirs in columns})  # type: ignore[type-var]
+
+
+def _take(value: T, index: Tensor) -> T:
+    if isinstance(value, Tensor):
+        return cast(T, value[index.to(value.device)])
+    return cast(T, value.take(index)) if isinstance(value, Rows | ExampleRng) else value
+
+
+def _join(a: T, b: T) -> T:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        fresh = b.expand(len(b), a.shape[1]) if a.dim() == 2 and a.shape[1] != b.shape[1] else b
+        return cast(T, torch.cat([a, fresh]))  # logits of rows not queried yet have one column: expanded
+    return cast(T, a.join(cast(Any, b))) if isinstance(a, Rows | ExampleRng) else a
+
+
 @dataclass(kw_only=True)
-class State:
+class State(Rows):
     """A batch in the middle of an attack: tensors with the batch first, so that rows can come and go.
 
     Attributes:

@@ -8,11 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from robustgen.attacks.apgd import APGD
+from robustgen.attacks.apgd import APGDT
 from robustgen.attacks.base import QueryModel
 from robustgen.attacks.losses import Loss, TargetedMargin, ranked_classes
 from robustgen.registry import register_attack
-from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 
 __all__ = ["MALT"]
@@ -22,7 +21,7 @@ _TINY = 1e-12
 
 @register_attack("malt")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MALT(APGD):
+class MALT(APGDT):
     """Targeted APGD with targets in the order of their normalised margin (z_y - z_t) / ||grad(z_y - z_t)||.
 
     The norm is the dual of the threat model's, so the ratio is the distance to the boundary of t if the classifier were
@@ -32,21 +31,17 @@ class MALT(APGD):
     Differs: the loss is the margin z_t - z_y by default; the paper runs targeted APGD on DLR.
     """
 
-    restarts: int = 9
-    candidates: int = 9
     loss: Loss = TargetedMargin()
+    candidates: int = 9
 
-    def aim(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> Tensor:
-        """(B,) int64: the class whose boundary is the (restart + 1)-th nearest to first order."""
+    def order(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         ranked = ranked_classes(oracle.logits(x), y)[:, : self.candidates]
         if ranked.shape[1] == 0:
-            return y
+            return ranked
         order = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[threat.norm]
         distances = []
         for target in ranked.T:
             query = oracle.grad(x, y, partial(TargetedMargin(), target=target))
             slope = torch.linalg.vector_norm(query.grad.flatten(1), ord=order, dim=1)
             distances.append(-query.loss / (slope + _TINY))
-        nearest = torch.stack(distances, 1).argsort(dim=1, stable=True)
-        rank = (rng.restart.to(y.device) % ranked.shape[1])[:, None]
-        return ranked.gather(1, nearest.gather(1, rank)).squeeze(1)
+        return ranked.gather(1, torch.stack(distances, 1).argsort(dim=1, stable=True))

@@ -24,10 +24,14 @@ _TINY = 1e-12
 
 @dataclass(kw_only=True)
 class SquareState(State):
-    """`x_best` (B, C, H, W): the accepted point; `margin_best` (B,): its margin, +inf before the first query."""
+    """What was accepted: `x_best` (B, C, H, W), its `logits_best` (B, K) and `margin_best` (B,).
+
+    Before the first query the logits are one column of zeros and the margin is +inf.
+    """
 
     x_best: Tensor
     margin_best: Tensor
+    logits_best: Tensor
 
 
 @register_attack("square")
@@ -58,14 +62,18 @@ class Square:
 
     def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> SquareState:
         start = _stripes(x, threat, rng) if threat.norm == "linf" else _tiles(x, threat, rng)
-        return SquareState.start(x, y, threat, rng, x_best=start, margin_best=x.new_full((len(x),), torch.inf))
+        return SquareState.start(
+            x, y, threat, rng,
+            x_best=start, margin_best=x.new_full((len(x),), torch.inf), logits_best=x.new_zeros(len(x), 1),
+        )  # fmt: skip
 
     def step(self, oracle: QueryModel, s: State) -> SquareState:
         """Query one proposal for every row and keep those that lower the margin."""
         assert isinstance(s, SquareState)
-        first = per_row(s.i == 0, s.x)
-        proposal = torch.where(first, s.x_best, self._propose(s))
-        logits = oracle.logits(proposal)
+        proposal = torch.where(per_row(s.i == 0, s.x), s.x_best, self._propose(s))
+        # Late Linf squares often fall on pixels that lie at that end of the ball already, and change nothing.
+        idle = (s.i > 0) & (proposal == s.x_best).flatten(1).all(1)
+        logits = oracle.logits(proposal, known=(idle, s.logits_best))
         f = margin(logits, s.y)
         better = f < s.margin_best
         return replace(
@@ -74,6 +82,7 @@ class Square:
             logits=logits,
             x_best=torch.where(per_row(better, s.x), proposal, s.x_best),
             margin_best=torch.where(better, f, s.margin_best),
+            logits_best=torch.where(better[:, None], logits, s.logits_best),
             i=s.i + 1,
         )
 

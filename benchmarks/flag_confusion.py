@@ -12,7 +12,7 @@ from robustgen.cards import Card, bundled_cards
 from robustgen.environment import use_available_cores
 
 PLANS = ("rapid", "standard")
-N = 100
+N = 64
 
 
 def measure(name: str, kind: str) -> dict[str, Any]:

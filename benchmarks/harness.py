@@ -14,10 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from robustgen.classifiers import Classifier
 from robustgen.environment import describe_environment
 from robustgen.journal import write_json
+from robustgen.prepare import DEFAULT_BATCH
+from robustgen.threat import ThreatModel
 
-__all__ = ["Comparison", "compare", "store"]
+__all__ = ["RESULTS", "Comparison", "compare", "reference_verdicts", "store"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -54,11 +60,28 @@ def compare(ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int = 5) 
     return Comparison(*seconds)
 
 
-def store(name: str, result: dict[str, Any]) -> Path:
-    """Write results/NAME.json with the date, the environment and the command that made it."""
+def reference_verdicts(classifier: Classifier, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[list[bool], float]:
+    """Which images AutoAttack standard leaves robust, judged again in float32; and its seconds."""
+    from pyautoattack import AutoAttack
+
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
+    begun = time.perf_counter()
+    reference = AutoAttack(classifier, norm=norm, eps=threat.eps, version="standard", device="cpu", seed=0)
+    x_adv, _ = reference.run_standard_evaluation(x, y, batch_size=DEFAULT_BATCH)
+    seconds = time.perf_counter() - begun
+    with torch.no_grad():
+        robust = (classifier(x).argmax(1) == y) & (classifier(x_adv).argmax(1) == y)
+    return robust.tolist(), seconds
+
+
+def store(name: str, result: dict[str, Any], *, module: str | None = None) -> Path:
+    """Write results/NAME.json with the date, the environment and the command that made it.
+
+    `module` is what was run, below robustgen.benchmarks, where it is not called NAME.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     date = datetime.now(UTC).date().isoformat()
-    command = f"python -m robustgen.benchmarks.{name}"
+    command = f"python -m robustgen.benchmarks.{module or name}"
     write_json(path, {"name": name, "command": command, "date": date, "environment": describe_environment(), **result})
     return path

@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from robustgen.cards import bundled_cards
 from robustgen.health import FLAGS
+from robustgen.spec import expand_ids
 from robustgen.statistics import proportion
 
 __all__ = ["BLOCKS", "main", "render"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "flags.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "flags.md", ROOT / "docs" / "plans.md")
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -44,32 +46,21 @@ def _source(result: dict[str, Any]) -> str:
 
 def accuracy() -> str:
     """The bundled classifiers under AutoAttack and under the default plan."""
-    result = _load("reference_accuracy")
-    header = (
-        "classifier",
-        "images",
-        "clean",
-        "AutoAttack standard",
-        "robustgen eval",
-        "same verdict",
-    )
-    rows = [
-        (
-            row["classifier"],
-            str(row["n"]),
-            _percent(row["clean"], row["n"]),
-            _percent(row["autoattack"], row["n"]),
-            _percent(row["ours"], row["n"]),
-            f"{100 * row['agreement']:.1f} %",
-        )
-        for row in result["rows"]
-    ]
+    result, bundled = _load("speed-autoattack"), bundled_cards()
+    rows = []
+    for row in result["rows"]:
+        if row["classifier"] in bundled and row["precision"] == "auto":
+            n, ours = row["compared"], row["plans"]["rapid"]
+            figures = (_percent(value, n) for value in (row["clean"], row["autoattack"]["robust"]))
+            mine = (_percent(ours["robust_where_compared"], n), f"{100 * ours['agreement']:.1f} %")
+            rows.append((row["classifier"], row["threat"], str(n), *figures, *mine))
+    header = ("classifier", "threat", "images", "clean", "AutoAttack standard", "robustgen eval", "same verdict")
     return f"{_table(header, rows)}\n\n{_source(result)}"
 
 
 def engine_speed() -> str:
     """The engine against the plain loop."""
-    result = _load("engine_speed")
+    result = _load("speed-engine")
     rows = []
     for name, side in result.items():
         if isinstance(side, dict) and "ratio" in side:
@@ -80,6 +71,93 @@ def engine_speed() -> str:
     header = ("what", "images/s, engine", "images/s, loop", "ratio [min, max]")
     what = f"{result['what']}; form chosen: {result['form']}."
     return f"{_table(header, rows)}\n\n{what} {_source(result)}"
+
+
+def _row_name(row: dict[str, Any]) -> str:
+    form = "" if row["precision"] == "auto" else f", {row['precision']}"
+    return f"{row['classifier']}, {row['threat']}{form}"
+
+
+def conformance() -> str:
+    """`standard` against AutoAttack: verdicts and seconds."""
+    result = _load("speed-autoattack")
+    rows = []
+    for row in result["rows"]:
+        ours, n = row["plans"]["standard"], row["compared"]
+        theirs, seconds = row["autoattack"], sum(row["autoattack"]["seconds"])
+        shares = (theirs["robust"], ours["robust_where_compared"], ours["agreement"])
+        times = (f"{seconds:.0f}", f"{ours['seconds'][0]:.0f}", f"{ours['ratio']:.1f} ×")
+        rows.append((_row_name(row), str(n), *(f"{100 * share:.2f} %" for share in shares), *times))
+    header = ("classifier, threat", "images", "AutoAttack", "standard", "same verdict", "seconds", "ours", "ratio")
+    return f"{_table(header, rows)}\n\n{_source(result)}"
+
+
+def plans() -> str:
+    """`rapid` and `strong` against AutoAttack and against `standard`."""
+    result = _load("speed-autoattack")
+    rows = []
+    for row in result["rows"]:
+        rapid, strong, standard = (row["plans"][name] for name in ("rapid", "strong", "standard"))
+        found = {name: len(expand_ids(row["plans"][name]["robust_ids"])) for name in row["plans"]}
+        rows.append(
+            (
+                _row_name(row), str(row["n"]), *(f"{100 * p['robust']:.2f} %" for p in (standard, rapid, strong)),
+                f"{rapid['ratio']:.0f} ×", f"{strong['ratio']:.0f} ×",
+                f"{standard['seconds'][0] / strong['seconds'][0]:.1f} ×", f"{found['standard'] - found['strong']:+d}",
+            )
+        )  # fmt: skip
+    header = (
+        "classifier, threat", "images", "standard", "rapid", "strong", "AutoAttack / rapid, s",
+        "AutoAttack / strong, s", "standard / strong, s", "more broken by strong than by standard",
+    )  # fmt: skip
+    return f"{_table(header, rows)}\n\n{_source(result)}"
+
+
+def only_strong() -> str:
+    """The examples that only `strong` breaks."""
+    result = _load("speed-autoattack")
+    rows = []
+    for row in result["rows"]:
+        left = {name: set(expand_ids(p["robust_ids"])) for name, p in row["plans"].items()}
+        alone = sorted((left["rapid"] & left["standard"]) - left["strong"])
+        missed = sorted(left["strong"] - left["standard"])
+        rows.append((_row_name(row), ", ".join(map(str, alone)) or "none", ", ".join(map(str, missed)) or "none"))
+    return _table(("classifier, threat", "broken by strong alone", "broken by standard and not by strong"), rows)
+
+
+def pgd() -> str:
+    """PGD against foolbox and ART."""
+    result = _load("speed-pgd")
+    rows = [
+        (
+            row["classifier"], row["peer"], row["form"], f"{row['broken']['ours']} / {row['broken']['theirs']}",
+            f"{row['ratio']['median']:.1f} × [{row['ratio']['min']:.1f}, {row['ratio']['max']:.1f}]",
+        )
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ("classifier", "peer", "our form", "broken, ours / theirs", "seconds, theirs / ours")
+    return f"{_table(header, rows)}\n\n{result['what']}. {_source(result)}"
+
+
+def flag_confusion() -> str:
+    """Which flags each decoy and each honest classifier raised."""
+    result = _load("flag_confusion")
+    rows = [
+        (
+            row["classifier"], row["kind"], f"{100 * row['pgd']:.0f} %", f"{100 * row['rapid']['robust']:.0f} %",
+            ", ".join(row["rapid"]["flags"]) or "none", ", ".join(row["standard"]["flags"]) or "none",
+        )
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ("classifier", "kind", "robust under PGD", "under rapid", "flags of rapid", "flags of standard")
+    return f"{_table(header, rows)}\n\n{_source(result)}"
+
+
+def memory() -> str:
+    """Peak memory at 1,000 and 10,000 examples."""
+    result = _load("memory")
+    rows = [(str(row["n"]), f"{row['peak_mib']:.0f} MiB", f"{row['seconds']:.0f}") for row in result["rows"]]
+    return f"{_table(('examples', 'peak resident memory', 'seconds'), rows)}\n\n{result['what']} {_source(result)}"
 
 
 def flags() -> str:
@@ -94,7 +172,10 @@ def flags() -> str:
     return "\n\n".join(parts)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"accuracy": accuracy, "engine_speed": engine_speed, "flags": flags}
+BLOCKS: dict[str, Callable[[], str]] = {
+    block.__name__: block
+    for block in (accuracy, conformance, engine_speed, flag_confusion, flags, memory, only_strong, pgd, plans)
+}
 
 
 def render(text: str) -> str:

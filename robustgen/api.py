@@ -31,7 +31,7 @@ def evaluate(
     data: str | tuple[Tensor, Tensor] = "fmnist-test-1k",
     threat: str | ThreatModel | None = None,
     *,
-    plan: str = "quick",
+    plan: str = "rapid",
     attacks: str | None = None,
     n: int | None = None,
     ids: str | Sequence[int] | None = None,

@@ -59,7 +59,7 @@ def eval_command(
     ] = "fmnist-at",
     data: Annotated[str | None, typer.Option(help="Data set by name, folder:PATH or npz:PATH.")] = None,
     threat: Annotated[str | None, typer.Option(help="Such as linf:8/255, l2:0.5 or l1:12.")] = None,
-    plan: Annotated[str | None, typer.Option(help="Plan by name or TOML file (default: quick).")] = None,
+    plan: Annotated[str | None, typer.Option(help="Plan by name or TOML file (default: rapid).")] = None,
     attacks: Annotated[str | None, typer.Option(help="Instead of a plan: pgd:steps=20:restarts=2,square")] = None,
     suite: Annotated[str | None, typer.Option(help="Data, ids, threat, plan and seed of a published suite.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="The first N examples.")] = None,

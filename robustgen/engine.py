@@ -10,17 +10,16 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import Attack, State
+from robustgen.attacks.base import Attack, Rows, State
 from robustgen.attacks.losses import margin
 from robustgen.judge import Judge
 from robustgen.memory import is_memory_error
-from robustgen.oracle import Oracle
+from robustgen.oracle import Cost, Oracle
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 
@@ -28,7 +27,6 @@ __all__ = ["Fetch", "Outcome", "run"]
 
 log = logging.getLogger(__name__)
 
-S = TypeVar("S")
 Fetch = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 """Example ids -> images (B, C, H, W) float32 in [0, 1] and labels (B,) int64, on the device of the oracle."""
 
@@ -67,7 +65,7 @@ class Outcome:
 
 
 @dataclass
-class _Rows:
+class _Batch(Rows):
     """The batch: the attack's state beside the engine's own columns, all with the same number of rows."""
 
     state: State
@@ -79,10 +77,10 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def charge(self, forwards: int, backwards: int) -> None:
+    def charge(self, spent: Cost) -> None:
         """Share a round's cost among the rows: a round queries every row alike."""
-        self.forwards += forwards // len(self)
-        self.backwards += backwards // len(self)
+        self.forwards += spent.forwards // len(self)
+        self.backwards += spent.backwards // len(self)
 
 
 def run(
@@ -111,13 +109,13 @@ def run(
         finish: called once for each id, as soon as its outcome is known.
     """
     waiting = deque((id_, 0, 0, 0, math.inf) for id_ in ids)  # id, restart, forwards, backwards and margin so far
-    rows: _Rows | None = None
+    rows: _Batch | None = None
     while waiting or rows is not None:
         vacant = batch_size - (0 if rows is None else len(rows))
         if waiting and (rows is None or vacant * _REFILL_SHARE >= batch_size or vacant >= len(waiting)):
             entering = [waiting.popleft() for _ in range(min(vacant, len(waiting)))]
             fresh = _enter(attack, oracle, fetch, threat, seed, entering)
-            rows = fresh if rows is None else _join(rows, fresh)
+            rows = fresh if rows is None else rows.join(fresh)
         assert rows is not None
         largest = _round(rows, attack, oracle)
         if largest < min(len(rows), batch_size):
@@ -133,18 +131,17 @@ def _enter(
     threat: ThreatModel,
     seed: int,
     entering: Sequence[Entry],
-) -> _Rows:
+) -> _Batch:
     ids, restarts, forwards, backwards, near = (torch.tensor(column) for column in zip(*entering, strict=True))
     x, y = fetch(ids.tolist())
     before = oracle.cost
     state = attack.init(oracle, x, y, threat, ExampleRng.of(seed, ids, restarts))
-    spent = oracle.cost - before
-    rows = _Rows(state, ids, forwards, backwards, near)
-    rows.charge(spent.forwards, spent.backwards)
+    rows = _Batch(state, ids, forwards, backwards, near)
+    rows.charge(oracle.cost - before)
     return rows
 
 
-def _round(rows: _Rows, attack: Attack, oracle: Oracle) -> int:
+def _round(rows: _Batch, attack: Attack, oracle: Oracle) -> int:
     """One step for every row; where memory runs out, in halves. Returns the largest batch that went through."""
     before = oracle.cost
     try:
@@ -154,33 +151,28 @@ def _round(rows: _Rows, attack: Attack, oracle: Oracle) -> int:
             raise
     else:
         rows.state = state
-        spent = oracle.cost - before
-        rows.charge(spent.forwards, spent.backwards)
+        rows.charge(oracle.cost - before)
         return len(rows)
     oracle.cost = before  # queries of the failed attempt gave no answer
     index = torch.arange(len(rows))
-    halves = [_take(rows, part) for part in index.tensor_split(2)]
+    halves = [rows.take(part) for part in index.tensor_split(2)]
     largest = min(_round(half, attack, oracle) for half in halves)
-    joined = _join(*halves)
+    joined = halves[0].join(halves[1])
     rows.state, rows.forwards, rows.backwards = joined.state, joined.forwards, joined.backwards
     return largest
 
 
 def _settle(
-    rows: _Rows,
+    rows: _Batch,
     attack: Attack,
     judge: Judge,
     waiting: deque[Entry],
     finish: Callable[[Outcome], None],
-) -> _Rows | None:
+) -> _Batch | None:
     """Let out the rows that are broken, ill or done; returns those that stay, or None."""
     s = rows.state
     ill = ~s.logits.isfinite().all(1)
-    inside = judge.threat.contains(s.x, s.x_adv)
-    rows.margin = torch.where(
-        (inside & ~ill).cpu(), torch.minimum(rows.margin, margin(s.logits, s.y).cpu()), rows.margin
-    )
-    broken = _judge_candidates(rows, judge, inside & ~ill & (s.logits.argmax(1) != s.y), finish)
+    broken = _judge_candidates(rows, judge, _measure(rows, judge.threat, ill), finish)
     done = (s.i >= attack.rounds).cpu() & ~broken & ~ill.cpu()
     for row in ill.nonzero().flatten().tolist():
         finish(_unbroken(rows, row, "the model's output is not finite (NaN or infinity)"))
@@ -193,10 +185,28 @@ def _settle(
     stay = ~(broken | done | ill.cpu())
     if not stay.any():
         return None
-    return rows if stay.all() else _take(rows, stay.nonzero().flatten())
+    return rows if stay.all() else rows.take(stay.nonzero().flatten())
 
 
-def _judge_candidates(rows: _Rows, judge: Judge, hit: Tensor, finish: Callable[[Outcome], None]) -> Tensor:
+def _measure(rows: _Batch, threat: ThreatModel, ill: Tensor) -> Tensor:
+    """Keep each row's smallest margin inside the threat model; (B,) bool: the search form errs on a point inside.
+
+    Where a point lies is asked only where it matters, since most rounds bring most rows nothing new.
+    """
+    s = rows.state
+    gap = margin(s.logits, s.y)
+    missed = s.logits.argmax(1) != s.y
+    candidates = ((missed | (gap < rows.margin.to(gap.device))) & ~ill).nonzero().flatten()
+    hit = torch.zeros_like(ill)
+    if len(candidates):
+        inside = candidates[threat.contains(s.x[candidates], s.x_adv[candidates])]
+        hit[inside] = missed[inside]
+        inside, gap = inside.cpu(), gap.to("cpu", rows.margin.dtype)
+        rows.margin[inside] = torch.minimum(rows.margin[inside], gap[inside])
+    return hit
+
+
+def _judge_candidates(rows: _Batch, judge: Judge, hit: Tensor, finish: Callable[[Outcome], None]) -> Tensor:
     """Judge the rows that the search form saw misclassified inside; (B,) bool on the CPU: those really broken."""
     s = rows.state
     broken = torch.zeros(len(rows), dtype=torch.bool)
@@ -224,35 +234,10 @@ def _judge_candidates(rows: _Rows, judge: Judge, hit: Tensor, finish: Callable[[
     return broken
 
 
-def _spent(rows: _Rows, row: int) -> tuple[int, int, float]:
+def _spent(rows: _Batch, row: int) -> tuple[int, int, float]:
     """Forwards, backwards and smallest margin so far."""
     return int(rows.forwards[row]), int(rows.backwards[row]), float(rows.margin[row])
 
 
-def _unbroken(rows: _Rows, row: int, error: str | None = None) -> Outcome:
+def _unbroken(rows: _Batch, row: int, error: str | None = None) -> Outcome:
     return Outcome(int(rows.ids[row]), False, None, None, None, None, None, *_spent(rows, row), error)
-
-
-def _take(value: S, index: Tensor) -> S:
-    """Some rows of a tensor, an ExampleRng, or a dataclass of these; what has no rows is passed on."""
-    if isinstance(value, Tensor):
-        return cast(S, value[index.to(value.device)])
-    if isinstance(value, ExampleRng):
-        return cast(S, value.take(index))
-    if isinstance(value, (State, _Rows)):
-        taken: dict[str, Any] = {f.name: _take(getattr(value, f.name), index) for f in fields(value)}
-        return cast(S, replace(value, **taken))
-    return value
-
-
-def _join(a: S, b: S) -> S:
-    """Rows of a, then rows of b."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        fresh = b.expand(len(b), a.shape[1]) if a.dim() == 2 and a.shape[1] != b.shape[1] else b
-        return cast(S, torch.cat([a, fresh]))  # logits of rows not queried yet have one column: expanded
-    if isinstance(a, ExampleRng) and isinstance(b, ExampleRng):
-        return cast(S, a.join(b))
-    if isinstance(a, (State, _Rows)):
-        joined: dict[str, Any] = {f.name: _join(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)}
-        return cast(S, replace(a, **joined))
-    return a

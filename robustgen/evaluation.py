@@ -18,10 +18,11 @@ from robustgen.oracle import Oracle
 from robustgen.prepare import Job, Stage
 from robustgen.progress import Progress
 from robustgen.record import ExampleRecord, RunRecord, summarise
+from robustgen.rng import stage_seed
 
 __all__ = ["run_job"]
 
-_HEALTH_ROWS = (16, 128)  # at least and at most; an eighth of the examples in between, so that the cost stays small
+_HEALTH_ROWS = (16, 64)  # at least and at most; an eighth of the examples in between, so that the cost stays small
 _VOTES = 21  # draws of a randomised classifier whose majority is its prediction
 
 
@@ -144,7 +145,7 @@ class _Run:
 
         engine.run(
             stage.attack, self.oracle, self.judges[stage.threat], self.fetch, todo, stage.threat,
-            seed=self.job.spec.seed, batch_size=self.job.batch_size, finish=finish,
+            seed=stage_seed(self.job.spec.seed, stage.label), batch_size=self.job.batch_size, finish=finish,
         )  # fmt: skip
         if not self.job.plan.individual:
             self.standing = [id_ for id_ in self.standing if id_ not in broken]

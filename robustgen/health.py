@@ -19,7 +19,7 @@ from robustgen.record import ExampleRecord
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 
-__all__ = ["FLAGS", "Flag", "Health", "black_box_wins", "inspect_classifier"]
+__all__ = ["FLAGS", "Flag", "Health", "black_box_wins", "inspect_classifier", "is_stochastic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,11 @@ def inspect_classifier(classifier: nn.Module, x: Tensor, y: Tensor, threat: Thre
     return Health(measured, tuple(sorted(name for name, value in measured.items() if value > limits[name])))
 
 
+def is_stochastic(classifier: nn.Module, x: Tensor) -> bool:
+    """Whether the same images (B, C, H, W) get other logits when they are sent again."""
+    return _randomness(classifier, x) > _SAME
+
+
 def black_box_wins(filed: Sequence[ExampleRecord], standing: Sequence[int]) -> bool:
     """Did an attack without gradients break at least 1 %, and three, of what all white-box attacks had left standing?
 
@@ -193,13 +198,16 @@ def _sweep(classifier: nn.Module, x: Tensor, y: Tensor, rng: ExampleRng) -> floa
     """Share of images standing after ascent on the cross-entropy that may go anywhere in [0, 1]."""
     oracle, loss = Oracle(classifier), CE()
     anywhere = ThreatModel("linf", 1.0)
-    x_adv, standing = anywhere.random_start(x, rng, "sweep").lerp(x, 0.9), torch.ones_like(y, dtype=torch.bool)
+    x_adv, images = anywhere.random_start(x, rng, "sweep").lerp(x, 0.9), len(x)
     for k in range(_SWEEP_STEPS):
         query = oracle.grad(x_adv, y, loss)
-        standing &= query.logits.argmax(1) == y
         step = 0.1 * (1 - k / _SWEEP_STEPS) + 0.02
-        x_adv = anywhere.project(x, x_adv + step * anywhere.steepest(query.grad))
-    return float(standing.float().mean())
+        standing = query.logits.argmax(1) == y
+        x_adv = anywhere.project(x, x_adv + step * anywhere.steepest(query.grad))[standing]
+        x, y = x[standing], y[standing]
+        if not len(x):
+            break
+    return len(x) / images
 
 
 def _range_gain(classifier: nn.Module, x: Tensor, y: Tensor) -> float:

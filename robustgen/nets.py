@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import Registry
 
-__all__ = ["ARCHITECTURES", "TORCHVISION", "SmallResNet", "build_network", "input_layer"]
+__all__ = ["ARCHITECTURES", "TORCHVISION", "SmallResNet", "WideResNet", "build_network", "input_layer"]
 
 ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry("architecture", modules=("robustgen.decoys",))
 TORCHVISION = "torchvision:"  # prefix of the architectures that torchvision builds
@@ -103,7 +103,71 @@ class SmallResNet(nn.Module):
         return self.head(h.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class PreActivationBlock(nn.Module):
+    """Residual block with batch norm and ReLU before each convolution.
+
+    Where the shape changes, the shortcut branches off behind the first ReLU.
+
+    Source: Zagoruyko & Komodakis 2016, "Wide residual networks", arXiv:1605.07146, fig. 1 (c) without dropout; He et
+    al. 2016, "Identity mappings", arXiv:1603.05027, fig. 4 (e).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) float to (B, outputs, H / stride, W / stride)."""
+        h = F.relu(self.bn1(x))
+        residual = self.conv2(F.relu(self.bn2(self.conv1(h))))
+        return residual + (x if self.shortcut is None else self.shortcut(h))  # type: ignore[no-any-return]
+
+
+class WideResNet(nn.Module):
+    """A wide residual network WRN-depth-width, the architecture of most published robust classifiers.
+
+    Source: Zagoruyko & Komodakis 2016, arXiv:1605.07146, table 1.
+
+    Args:
+        depth: 6 n + 4 for n blocks in each of the three stages: 10, 16, 28, 34, ...
+        width: factor on 16, 32 and 64 channels.
+        channels: channels of the images.
+        classes: number of logits.
+
+    Raises:
+        SpecError: no such depth, or a number below 1.
+    """
+
+    def __init__(self, *, depth: int = 28, width: int = 10, channels: int = 3, classes: int = 10) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise SpecError(f"wide-resnet: depth must be 6 n + 4 (10, 16, 22, 28, ...), got {depth}.")
+        least = min(width, channels, classes)
+        if least < 1:
+            raise SpecError(f"wide-resnet: width, channels and classes must be >= 1, got {least}.")
+        widths = (16, 16 * width, 32 * width, 64 * width)
+        self.stem = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        blocks: list[nn.Module] = []
+        for stride, (before, after) in zip((1, 2, 2), pairwise(widths), strict=True):
+            blocks.append(PreActivationBlock(before, after, stride))
+            blocks += [PreActivationBlock(after, after, 1) for _ in range((depth - 4) // 6 - 1)]
+        self.body = nn.Sequential(*blocks)
+        self.bn = nn.BatchNorm2d(widths[-1])
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) float, normalised, to logits (B, classes)."""
+        h = F.relu(self.bn(self.body(self.stem(x))))
+        return self.head(h.mean((2, 3)))  # type: ignore[no-any-return]
+
+
 ARCHITECTURES.register("small-resnet")(SmallResNet)
+ARCHITECTURES.register("wide-resnet")(WideResNet)
 
 
 def build_network(architecture: str, **options: Any) -> nn.Module:

@@ -41,11 +41,19 @@ class Oracle:
         self.eot = eot
         self.cost = Cost()
 
-    def logits(self, x: Tensor) -> Tensor:
-        """(B, K) float32, averaged over `eot` draws, without gradients."""
+    def logits(self, x: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B, K) float32, averaged over `eot` draws, without gradients; rows that are `known` are taken from there."""
+        self.cost += Cost(forwards=len(x) * self.eot)
+        if known is None or not known[0].any():
+            return self._forward(x)
+        rows, logits = (~known[0]).nonzero().flatten(), known[1].clone()
+        if len(rows):
+            logits[rows] = self._forward(x[rows])
+        return logits
+
+    def _forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             total = sum(self.model(x) for _ in range(self.eot))
-        self.cost += Cost(forwards=len(x) * self.eot)
         assert isinstance(total, Tensor)
         return total / self.eot
 

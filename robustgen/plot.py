@@ -183,7 +183,7 @@ def _sweep(run: _Run, classifier: Classifier, ids: Sequence[int], device: torch.
     form = spec["precision"] if has_bfloat16(device) or not spec["precision"].startswith("bfloat16") else "auto"
     search, _ = choose_form(classifier, x, y, form)
     with torch.no_grad():
-        plan = _plan(spec["protocol"], int(classifier(x[:1]).shape[1]), run.threat)
+        plan = _plan(spec["protocol"], int(classifier(x[:1]).shape[1]), run.threat).for_all_examples()
     standing = [id_ for id_ in ids if run.examples[id_].clean_prediction == run.examples[id_].label]
     points = []
     for factor in FACTORS:
@@ -209,12 +209,12 @@ def _survivors(
     run: _Run, plan: Plan, classifier: Classifier, search: SearchModel, ids: list[int], factor: float,
     progress: Progress,
 ) -> list[int]:  # fmt: skip
-    """Those of the examples that the whole plan does not break at `factor` times the run's eps."""
+    """Those of the examples that the plan does not break at `factor` times the run's eps."""
     threat = run.threat.scaled(factor)
     judge, oracle = Judge(classifier, threat), Oracle(search)
     device = classifier.mean.device
     standing = list(ids)
-    for label, attack in zip(plan.labels(), plan.unconditional(), strict=False):  # escalation has labels too
+    for label, attack in zip(plan.labels(), plan.unconditional(), strict=True):
         if not standing:
             break
         outcomes: list[engine.Outcome] = []
@@ -239,7 +239,7 @@ def _survivors(
 
 
 def _plan(protocol: str, classes: int, threat: ThreatModel) -> Plan:
-    """The plan that a protocol string describes; `quick` where this version cannot say it the same way."""
+    """The plan that a protocol string describes; `rapid` where this version cannot say it the same way."""
     match = re.fullmatch(r"(.*)/(\d+): (.*)", protocol)
     try:
         assert match is not None
@@ -248,7 +248,7 @@ def _plan(protocol: str, classes: int, threat: ThreatModel) -> Plan:
             return plan
     except (AssertionError, RobustgenError):
         pass
-    return parse_plan("quick", None, threat)
+    return parse_plan("rapid", None, threat)
 
 
 def _typed(text: str) -> str:

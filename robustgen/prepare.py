@@ -16,6 +16,7 @@ from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
+from robustgen.health import is_stochastic
 from robustgen.journal import saved_spec
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchModel, choose_form
@@ -37,7 +38,7 @@ class Request:
     classifier: str | nn.Module = "fmnist-at"
     data: str | tuple[Tensor, Tensor] = "fmnist-test-1k"
     threat: str | ThreatModel | None = None
-    plan: str = "quick"
+    plan: str = "rapid"
     attacks: str | None = None
     n: int | None = None
     ids: str | Sequence[int] | None = None
@@ -104,6 +105,11 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
         for stage in (*stages, *escalation):  # one example each: an attack may refuse a norm
             stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
         classes = _count_classes(classifier, x)
+        if plans[0].eot > 1 and not is_stochastic(classifier, x):
+            raise SpecError(
+                f"--plan {plans[0].name} averages {plans[0].eot} draws of a stochastic classifier, but this one gives "
+                "the same answer each time; type --plan standard for the same attacks and more."
+            )
     spec = RunSpec(
         classifier=classifier.card.name,
         weights_sha256=classifier.weights_sha256,
@@ -173,7 +179,7 @@ def _check_values(request: Request, batch_size: int | None) -> None:
         raise SpecError(f"threat must be a text such as 'linf:8/255', got {request.threat!r}.")
     if not isinstance(request.n, int | None):
         raise SpecError(f"--n must be an integer, got {request.n!r}.")
-    if request.attacks is not None and request.plan != "quick":
+    if request.attacks is not None and request.plan != "rapid":
         raise SpecError("--plan and --attacks exclude each other; drop one of them.")
 
 

@@ -51,7 +51,7 @@ _COSTS = ("forwards/example", "backwards/example", "seconds")
 
 def _footer(record: RunRecord) -> list[str]:
     lines = [
-        f"{record.spec['protocol']}",
+        f"plan {record.spec['protocol'].partition(':')[0]}: every attack and parameter stands in record.json",
         f"searched in {record.spec['precision']}, judged in float32, seed {record.spec['seed']}",
     ]
     lines += [f"FLAG {flag}: {flag_meaning(flag)}" for flag in record.flags]

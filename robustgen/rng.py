@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robustgen.errors import SpecError
 
-__all__ = ["ExampleRng", "philox4x32"]
+__all__ = ["ExampleRng", "philox4x32", "stage_seed"]
 
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
@@ -36,6 +36,11 @@ def philox4x32(counter: Sequence[Tensor], key: tuple[int, int], rounds: int = 10
         c0, c1, c2, c3 = (((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK)
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
     return [c0, c1, c2, c3]
+
+
+def stage_seed(seed: int, label: str) -> int:
+    """The seed of one stage of a plan, so that no two stages draw the same numbers: two start apart, as they should."""
+    return (seed + zlib.crc32(label.encode()) * 0x9E3779B97F4A7C15) % 2**64
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from robustgen.errors import RecordError
 
-__all__ = ["RunOptions", "RunSpec", "compact_ids"]
+__all__ = ["RunOptions", "RunSpec", "compact_ids", "expand_ids"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,3 +89,12 @@ def compact_ids(ids: Sequence[int]) -> str:
         block = [id_ for _, id_ in group]
         runs.append(str(block[0]) if len(block) == 1 else f"{block[0]}-{block[-1]}")
     return ",".join(runs)
+
+
+def expand_ids(text: str) -> list[int]:
+    """The inverse of `compact_ids`: "0-2,7" -> [0, 1, 2, 7]."""
+    ids: list[int] = []
+    for part in text.split(",") if text else []:
+        first, _, last = part.partition("-")
+        ids += range(int(first), int(last or first) + 1)
+    return ids

@@ -60,6 +60,20 @@ class TrainResult:
     pgd_accuracy: float | None = None
     best_epoch: int | None = None
 
+    def lines(self) -> list[str]:
+        """What there is to say at the end, for people."""
+        if not self.finished:
+            return [f"{self.recipe.name}: {self.epochs} epochs done; the same command goes on from {self.out}."]
+        assert self.clean_accuracy is not None
+        figures = f"validation accuracy {100 * self.clean_accuracy:.1f} %"
+        if self.pgd_accuracy is not None:
+            figures += f", under PGD-20 {100 * self.pgd_accuracy:.1f} %"
+        return [
+            f"{self.recipe.name}: {figures} (epoch {self.best_epoch})",
+            f"classifier: {self.card}",
+            f"attack it: robustgen eval {self.card}",
+        ]
+
 
 def train(
     recipe: str | Path | Recipe,

@@ -152,7 +152,7 @@ def _write_cards(folder: Path) -> None:
 
 
 def _write_toml(folder: Path) -> None:
-    suite = 'name = "s"\ndescription = ""\ndata = "fmnist-test-1k"\nids = "0"\nthreat = "linf:0.1"\nplan = "quick"\n'
+    suite = 'name = "s"\ndescription = ""\ndata = "fmnist-test-1k"\nids = "0"\nthreat = "linf:0.1"\nplan = "rapid"\n'
     files = {
         "broken": "name = ",
         "idle": 'name = "idle"',

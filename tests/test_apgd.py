@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from robustgen.attacks.apgd import APGDCE, APGDDLR, APGDT, APGDState
 from robustgen.attacks.base import Attack
+from robustgen.attacks.losses import TargetedMargin
+from robustgen.attacks.malt import MALT
 from robustgen.errors import SpecError
 from robustgen.oracle import Oracle
 from robustgen.rng import ExampleRng
@@ -90,8 +92,58 @@ def test_targets_follow_the_clean_logits() -> None:
         assert torch.equal(ranked[:, rank], state.target)
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"restarts": 0}])
-def test_bad_parameters_are_refused(options: dict[str, int]) -> None:
-    """Nothing runs with zero steps."""
-    with pytest.raises(SpecError, match="must be >= 1"):
-        APGDCE(**options)
+def test_skip_leaves_out_the_nearest_targets() -> None:
+    """A stage can begin where the one before it ended."""
+    model = make_linear(classes=5)
+    x, y = make_images(model, 4)
+    ranked = model(x).argsort(1, descending=True)
+    for restart, rank in ((0, 3), (1, 4), (2, 1)):
+        rng = ExampleRng.of(0, range(4), [restart] * 4)
+        state = APGDT(steps=1, skip=2).init(Oracle(model), x, y, ThreatModel("linf", 0.1), rng)
+        assert torch.equal(ranked[:, rank], state.target)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_restarts_that_would_not_arrive_are_given_up(norm: str) -> None:
+    """On a linear classifier what eps can close is known: beyond the distance a restart stands still, and is let go.
+
+    Within the distance none is given up before it has succeeded, however often one looks.
+    """
+    model = make_linear(classes=2)
+    x, y = make_images(model, 60)
+    x = 0.5 + 0.1 * (x - 0.5)
+    y = model(x).argmax(1)
+    distance = model.distance(x, y, norm)
+    threat = ThreatModel(norm, float(distance.median()))  # type: ignore[arg-type]
+    attack = APGDT(steps=60, loss=TargetedMargin(), patience=6)
+    state: Any = attack.init(Oracle(model), x, y, threat, ExampleRng.of(0, range(60)))
+    succeeded = torch.zeros(60, dtype=torch.bool)
+    given_up = torch.zeros(60, dtype=torch.bool)
+    for _ in range(attack.rounds - 1):
+        state = attack.step(Oracle(model), state)
+        succeeded |= (state.logits.argmax(1) != y) & ~given_up
+        given_up |= (state.i >= attack.rounds) & ~succeeded
+    if norm != "l1":  # whose ball shrinks twice on the way, so that what was reached says less
+        assert given_up[distance > 1.1 * threat.eps].all()
+    assert succeeded[distance < 0.9 * threat.eps].all()
+    patient = APGDT(steps=60, loss=TargetedMargin())
+    state = patient.init(Oracle(model), x, y, threat, ExampleRng.of(0, range(60)))
+    for _ in range(20):
+        state = patient.step(Oracle(model), state)
+    assert (state.i <= 20).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        (APGDCE, {"steps": 0}, "must be >= 1"),
+        (APGDCE, {"restarts": 0}, "must be >= 1"),
+        (APGDCE, {"patience": -1}, "patience must be >= 0"),
+        (APGDT, {"skip": -1}, "skip must be >= 0"),
+        (MALT, {"steps": 0}, "must be >= 1"),
+    ],
+)
+def test_bad_parameters_are_refused(kind: type[APGDCE | APGDT], options: dict[str, Any], says: str) -> None:
+    """Nothing runs with zero steps, or with a share that is none."""
+    with pytest.raises(SpecError, match=says):
+        kind(**options)

@@ -23,7 +23,10 @@ from robustgen import catalog, engine
 from robustgen.cards import bundled_cards
 from robustgen.cli import _run
 from robustgen.errors import AttackError
+from robustgen.recipe import load_recipe
+from robustgen.train import TrainResult
 from tests.helpers import ROOT, make_linear
+from tests.training_helpers import write_recipe
 
 KEYS = {
     "classifier", "data", "threat", "plan", "protocol", "seed", "n", "clean_accuracy", "robust_accuracy", "attacks",
@@ -346,3 +349,14 @@ def test_first_command_of_the_readme(command: Command, tmp_path: Path, monkeypat
     standard = evaluate(command, base=("eval", "fmnist-standard", "--n", "20"))
     assert robust["robust_accuracy"]["value"] >= 0.5 > standard["robust_accuracy"]["value"]
     assert standard["clean_accuracy"]["value"] >= 0.8
+
+
+def test_train_says_what_came_out_and_what_to_type(tmp_path: Path, command: Command) -> None:
+    """The last lines name the accuracy and a command that works; a budget that ends it early says how to go on."""
+    recipe = write_recipe(tmp_path)
+    done = command("train", str(recipe), "--out", str(tmp_path / "done"))
+    assert done.code == 0, done.err
+    assert re.search(r"tiny: validation accuracy \d+\.\d %", done.out)
+    assert f"robustgen eval {tmp_path / 'done' / 'tiny.json'}" in done.out
+    early = TrainResult(recipe=load_recipe(recipe), out=tmp_path / "early", finished=False, epochs=1, seconds=2.0)
+    assert [f"tiny: 1 epochs done; the same command goes on from {tmp_path / 'early'}."] == early.lines()

@@ -74,7 +74,7 @@ def test_record_and_witnesses_prove_the_figures(task: tuple[nn.Module, tuple[Ten
     assert record.forwards == 60 + sum(sum(c[0] for c in row.cost.values()) for row in rows)
     loaded = RunRecord.load(tmp_path / "run")
     assert loaded == record
-    assert json.loads((tmp_path / "run" / "record.json").read_text())["plan"] == "quick"
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["plan"] == "rapid"
 
 
 def test_batch_size_and_order_change_no_figure(task: tuple[nn.Module, tuple[Tensor, Tensor]], tmp_path: Path) -> None:

@@ -96,3 +96,22 @@ def test_network_without_convolution_has_no_input_layer() -> None:
     """A network whose channels cannot be told is named."""
     with pytest.raises(SpecError, match="Linear has no convolution"):
         input_layer(nn.Linear(2, 2))
+
+
+def test_wide_resnet_has_the_published_size() -> None:
+    """WRN-28-10 has 36.5 million parameters (Zagoruyko & Komodakis 2016, table 4), and halves the image twice."""
+    with torch.device("meta"):
+        net = build_network("wide-resnet", depth=28, width=10)
+        assert sum(p.numel() for p in net.parameters()) == 36_479_194
+    small_one = build_network("wide-resnet", depth=10, width=1, channels=1, classes=3).eval()
+    assert small_one.body(small_one.stem(torch.rand(2, 1, 28, 20))).shape == (2, 64, 7, 5)  # type: ignore[operator]
+    assert small_one(torch.rand(2, 1, 28, 20)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"depth": 12}, "6 n \\+ 4"), ({"width": 0}, "got 0"), ({"depth": 4}, "6 n \\+ 4")]
+)
+def test_wide_resnet_refuses_other_shapes(options: dict[str, int], says: str) -> None:
+    """Only depths that the paper's three stages can have."""
+    with pytest.raises(SpecError, match=says):
+        build_network("wide-resnet", **options)

@@ -8,7 +8,8 @@ import pytest
 
 from robustgen.attacks.apgd import APGDT
 from robustgen.attacks.pgd import PGD
-from robustgen.attacks.plans import Plan, parse_plan
+from robustgen.attacks.plans import Near, Plan, parse_plan
+from robustgen.attacks.square import Square
 from robustgen.errors import SpecError
 from robustgen.registry import PLANS
 from robustgen.threat import ThreatModel
@@ -18,10 +19,12 @@ LINF, L1 = ThreatModel("linf", 0.1), ThreatModel("l1", 10.0)
 
 def test_protocol_says_exactly_what_runs() -> None:
     """Every parameter of every attack, with the loss that this number of classes really gets."""
-    plan = parse_plan("quick", None, LINF)
+    attacks = (APGDT(steps=20, restarts=3), Near(Square(steps=100), within=0.5))
+    plan = Plan("mine", 2, attacks, escalation=(PGD(steps=3),))
     assert plan.protocol(10) == (
-        "quick/1: apgd-ce(steps=20, restarts=1, loss=ce) > apgd-t(steps=20, restarts=3, loss=dlr-t)"
-        " > square(steps=100, p_init=0.8, restarts=1)"
+        "mine/2: apgd-t(steps=20, restarts=3, loss=dlr-t, patience=0, skip=0)"
+        " > square(steps=100, p_init=0.8, restarts=1) where the margin fell below 0.5 of the clean one"
+        "; where flagged also pgd(steps=3, rel_step=0.1, restarts=1, loss=ce)"
     )
     assert "loss=dlr-t:margin" in plan.protocol(2)
 
@@ -40,7 +43,7 @@ def test_repeated_attacks_get_distinct_labels() -> None:
 
 def test_attacks_from_the_command_line() -> None:
     """Names with parameters, in order."""
-    plan = parse_plan("quick", "pgd:steps=7:rel_step=0.5:loss=margin, square", LINF)
+    plan = parse_plan("rapid", "pgd:steps=7:rel_step=0.5:loss=margin, square", LINF)
     assert plan.protocol(10).startswith("custom/1: pgd(steps=7, rel_step=0.5, restarts=1, loss=margin) > square(")
 
 
@@ -72,7 +75,7 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path, content: str, says: str) ->
 
 @pytest.mark.parametrize(
     ("plan", "attacks", "says"),
-    [("quik", None, "did you mean 'quick'"), ("no.toml", None, "no file no.toml"), ("quick", " , ", "got nothing")],
+    [("rapd", None, "did you mean 'rapid'"), ("no.toml", None, "no file no.toml"), ("rapid", " , ", "got nothing")],
 )
 def test_bad_names(plan: str, attacks: str | None, says: str) -> None:
     """The nearest name, or where to look."""

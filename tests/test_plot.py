@@ -251,15 +251,15 @@ def test_amplification_keeps_the_largest_change_in_view(largest: float, factor: 
 def test_plan_is_rebuilt_from_the_protocol(name: str, classes: int) -> None:
     """Every attack can be read back from what a record says, alone and in company, whatever the number of classes."""
     threat = ThreatModel("linf", 0.1)
-    for plan in (Plan("mine/own", 3, (parse_attack(name),)), parse_plan("quick", None, threat)):
+    for plan in (Plan("mine/own", 3, (parse_attack(name),)), parse_plan("rapid", None, threat)):
         assert plan == plot._plan(plan.protocol(classes), classes, threat)
 
 
-@pytest.mark.parametrize("protocol", ["", "mine/1: unheard-of(steps=3)", "quick/1: pgd(steps=3)", "free text"])
-def test_unknown_protocol_falls_back_to_quick(protocol: str) -> None:
+@pytest.mark.parametrize("protocol", ["", "mine/1: unheard-of(steps=3)", "rapid/1: pgd(steps=3)", "free text"])
+def test_unknown_protocol_falls_back_to_rapid(protocol: str) -> None:
     """What this version cannot say the same way is not guessed at."""
     threat = ThreatModel("l2", 0.5)
-    assert parse_plan("quick", None, threat) == plot._plan(protocol, 10, threat)
+    assert parse_plan("rapid", None, threat) == plot._plan(protocol, 10, threat)
 
 
 def test_matplotlib_missing(run: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

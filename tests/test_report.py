@@ -21,7 +21,7 @@ def record() -> RunRecord:
     return RunRecord(
         spec={
             "classifier": "net[1]", "weights_sha256": "0123456789abcdef", "data": "fmnist-test-1k",
-            "threat": "linf:8/255", "protocol": "quick/1: pgd(steps=5)", "precision": "float32", "seed": 3,
+            "threat": "linf:8/255", "protocol": "rapid/1: pgd(steps=5)", "precision": "float32", "seed": 3,
         },
         identity="f" * 64, n=200, clean_accuracy=Estimate(0.9, 0.85, 0.93), robust_accuracy=Estimate(0.5, 0.43, 0.57),
         attacks=(
@@ -56,7 +56,7 @@ pgd        70               5.0                4.5      1.2
 square     10              20.0                0.0      2.5
 all        80              26.0                4.5      4.0
 
-quick/1: pgd(steps=5)
+plan rapid/1: every attack and parameter stands in record.json
 searched in float32, judged in float32, seed 3
 FLAG probabilities: all outputs lie in [0, 1] and sum to 1; return logits: drop the softmax at the end of the classifier
 note: a plainer form [x] is used.
@@ -79,8 +79,8 @@ def test_terminal_shows_the_same(record: RunRecord) -> None:
 
 
 def test_long_lines_can_be_copied(record: RunRecord) -> None:
-    """A protocol or a path is not cut where the terminal ends."""
-    long = replace(record, run="runs/" + 150 * "x", spec={**record.spec, "protocol": "quick/1: " + 150 * "y"})
+    """A note or a path is not cut where the terminal ends."""
+    long = replace(record, run="runs/" + 150 * "x", notes=(150 * "y",))
     shown = on_terminal(long)
     assert 150 * "x" in shown
     assert 150 * "y" in shown

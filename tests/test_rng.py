@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from robustgen.errors import SpecError
-from robustgen.rng import ExampleRng, philox4x32
+from robustgen.rng import ExampleRng, philox4x32, stage_seed
 from tests.helpers import assert_global_rng_untouched
 
 # Known answers of Philox4x32-10, from the Random123 distribution (kat_vectors): counter, key, output.
@@ -74,6 +74,14 @@ def test_distributions() -> None:
     assert stats.binomtest(int((signs > 0).sum()), signs.numel()).pvalue > 1e-3
     many = ExampleRng.of(3, range(6000)).below(torch.full((6000,), 6), "d")
     assert stats.chisquare(torch.bincount(many, minlength=6).numpy()).pvalue > 1e-3
+
+
+def test_stages_draw_apart() -> None:
+    """Two stages of a plan start at different points, each always at the same one."""
+    seeds = {stage_seed(seed, label) for seed in (0, 1, 2**64 - 1) for label in ("apgd-ce", "apgd-ce#2", "square")}
+    assert len(seeds) == 9
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert stage_seed(5, "square") == stage_seed(5, "square")
 
 
 def test_below_handles_ranges_of_one_and_less() -> None:

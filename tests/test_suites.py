@@ -15,7 +15,7 @@ from robustgen.threat import ThreatModel
 
 GOOD = {
     "name": '"mine"', "version": "2", "description": '"of mine"', "data": '"cifar10"', "ids": '"0-9"',
-    "threat": '"l2:0.5"', "plan": '"quick"', "seed": "7",
+    "threat": '"l2:0.5"', "plan": '"rapid"', "seed": "7",
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_bundled_suites_can_run(name: str) -> None:
 def test_a_suite_from_a_file(tmp_path: Path) -> None:
     """A user's own suite needs no installation."""
     wanted = Suite(
-        name="mine", version=2, description="of mine", data="cifar10", ids="0-9", threat="l2:0.5", plan="quick", seed=7
+        name="mine", version=2, description="of mine", data="cifar10", ids="0-9", threat="l2:0.5", plan="rapid", seed=7
     )
     assert wanted == load_suite(write(tmp_path))
 

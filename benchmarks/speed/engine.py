@@ -64,7 +64,7 @@ def main() -> None:
         "engine in its chosen form / plain float32 loop": chosen.summary(),
         "engine in plain float32 / plain float32 loop": same_form.summary(),
     }
-    path = store("engine_speed", result)
+    path = store("speed-engine", result, module="speed.engine")
     for name, side in (("chosen form", chosen), ("plain float32", same_form)):
         ratio = side.summary()["ratio"]
         rates = [images / sorted(seconds)[len(seconds) // 2] for seconds in (side.ours, side.theirs)]

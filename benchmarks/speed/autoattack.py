@@ -1,0 +1,176 @@
+"""Our plans against AutoAttack standard (pyautoattack): verdict by verdict, and second by second.
+
+One row a classifier and threat model. Both sides take turns in one process: a piece of AutoAttack's images, one of our
+plans, the next piece, the next plan. Images beyond `--reference` are left out by AutoAttack, which takes seconds for
+each, and serve to compare our plans with each other. Rows are stored as they are done; a row that is there already is
+measured again only with `--again`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import robustgen
+from robustgen.benchmarks.harness import RESULTS, reference_verdicts, store
+from robustgen.cards import Card, bundled_cards
+from robustgen.environment import use_available_cores
+from robustgen.record import ExampleRecord, RunRecord
+from robustgen.spec import compact_ids
+from robustgen.threat import ThreatModel
+
+PLANS = ("rapid", "strong", "standard")
+NAME = "speed-autoattack"
+
+
+class Side:
+    """One of our plans: which ids it leaves robust, and its seconds."""
+
+    def __init__(self, plan: str) -> None:
+        self.plan = plan
+        self.robust: set[int] = set()
+        self.clean: dict[int, tuple[int, int]] = {}  # id: label and clean prediction
+        self.seconds: list[float] = []
+        self.records: list[RunRecord] = []
+
+    def run(self, options: argparse.Namespace, ids: Sequence[int]) -> None:
+        """Evaluate these examples, loading and writing included."""
+        if not ids:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            begun = time.perf_counter()
+            record = robustgen.evaluate(
+                options.classifier, options.data, options.threat, plan=self.plan, ids=list(ids), out=run,
+                data_dir=options.data_dir, precision=options.precision,
+            )  # fmt: skip
+            self.seconds.append(time.perf_counter() - begun)
+            lines = (run / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+        self.records.append(record)
+        examples = [ExampleRecord.from_line(line) for line in lines]
+        self.robust |= {example.id for example in examples if example.robust}
+        self.clean |= {example.id: (example.label, example.clean_prediction) for example in examples}
+
+    def summary(self, reference: set[int], compared: Sequence[int], reference_seconds: float) -> dict[str, Any]:
+        """What the table says of this plan."""
+        mine = self.robust & set(compared)
+        return {
+            "robust_ids": compact_ids(sorted(self.robust)),
+            "robust": len(self.robust) / sum(record.n for record in self.records),
+            "robust_where_compared": len(mine) / len(compared),
+            "agreement": 1 - len(mine ^ reference) / len(compared),
+            "only_ours_broke": sorted(reference - mine),
+            "only_autoattack_broke": sorted(mine - reference),
+            "seconds": self.seconds,
+            "ratio": reference_seconds / self.seconds[0],
+            "forwards": sum(record.forwards for record in self.records),
+            "backwards": sum(record.backwards for record in self.records),
+            "form": self.records[0].spec["precision"],
+            "flags": sorted({flag for record in self.records for flag in record.flags}),
+            "protocol": self.records[0].spec["protocol"],
+        }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table."""
+    threat = ThreatModel.parse(options.threat)
+    classifier = robustgen.load_classifier(options.classifier)
+    data = robustgen.load_data(options.data, data_dir=options.data_dir)
+    compared, beyond = range(options.reference), range(options.reference, options.n)
+    third = -(-options.reference // (250 * len(PLANS))) * 250  # whole batches of AutoAttack's, a piece before each plan
+    reference: set[int] = set()
+    seconds: list[float] = []
+    sides = [Side(plan) for plan in PLANS]
+    for k, side in enumerate(sides):
+        ids = compared[k * third : (k + 1) * third]
+        if ids:
+            verdicts, spent = reference_verdicts(classifier, *data.batch(ids), threat)
+            reference |= {id_ for id_, robust in zip(ids, verdicts, strict=True) if robust}
+            seconds.append(spent)
+        side.run(options, compared)
+        print(side.plan, "robust", len(side.robust), "of", len(compared), f"{side.seconds[0]:.1f} s", flush=True)
+    for side in sides:
+        side.run(options, beyond)
+    total = sum(seconds)
+    plans = {side.plan: side.summary(reference, compared, total) for side in sides}
+    return {
+        "classifier": Card.load(Path(options.classifier)).name if "/" in options.classifier else options.classifier,
+        "weights_sha256": classifier.weights_sha256,
+        "data": options.data, "threat": options.threat, "precision": options.precision,
+        "n": options.n, "compared": options.reference,
+        "clean": sum(a == b for a, b in (sides[0].clean[id_] for id_ in compared)) / len(compared),
+        "autoattack": {
+            "robust": len(reference) / len(compared), "robust_ids": compact_ids(sorted(reference)), "seconds": seconds,
+        },
+        "plans": plans,
+    }  # fmt: skip
+
+
+def show(row: dict[str, Any]) -> None:
+    """One row, for people."""
+    found = row["autoattack"]
+    print(f"{row['classifier']} {row['threat']}: AutoAttack {found['robust']:.4f}, {sum(found['seconds']):.0f} s")
+    for plan, p in row["plans"].items():
+        print(
+            f"  {plan:<9} {p['robust_where_compared']:.4f} (all {p['robust']:.4f}), agreement {p['agreement']:.4f}, "
+            f"{p['seconds'][0]:.1f} s, ratio {p['ratio']:.1f}, flags {p['flags']}, ours only {p['only_ours_broke']}, "
+            f"AutoAttack only {p['only_autoattack_broke']}"
+        )
+
+
+def write_card(row: dict[str, Any]) -> None:
+    """Put the figures into the card of a bundled classifier, in place of earlier ones on test images."""
+    path = bundled_cards()[row["classifier"]]
+    card = Card.load(path)
+    today = datetime.now(UTC).date().isoformat()
+    common = {"n": row["compared"], "data": row["data"], "threat": row["threat"], "date": today}
+    found, ours = row["autoattack"]["robust"], row["plans"]["rapid"]
+    protocol = ours["protocol"].partition(":")[0]
+    measured = [
+        {"metric": "test clean accuracy", "value": row["clean"], "protocol": "float32", **common},
+        {"metric": "test robust accuracy", "value": found, "protocol": "pyautoattack standard", **common},
+        {"metric": "test robust accuracy", "value": ours["robust_where_compared"], "protocol": protocol, **common},
+    ]
+    kept = [figure for figure in card.figures if not str(figure["metric"]).startswith("test ")]
+    replace(card, figures=(*kept, *measured)).save(path)
+
+
+def main() -> None:
+    """Measure what is missing, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--classifier", default="fmnist-at")
+    parser.add_argument("--data", default="fmnist-test-1k")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--threat", default="linf:0.1")
+    parser.add_argument("--n", type=int, default=1000, help="examples for our plans")
+    parser.add_argument("--reference", type=int, default=1000, help="the first of them that AutoAttack attacks as well")
+    parser.add_argument("--precision", default="auto", help="of our plans: auto or float32")
+    parser.add_argument("--again", action="store_true", help="measure again what is stored")
+    parser.add_argument("--write-card", action="store_true", help="put the figures into the bundled card")
+    options = parser.parse_args()
+    use_available_cores()
+    logging.getLogger("auto-attack").setLevel(logging.WARNING)
+    path = RESULTS / f"{NAME}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    name = Path(options.classifier).stem
+    key = (name, options.data, options.threat, options.precision)
+    held = [r for r in rows if (r["classifier"], r["data"], r["threat"], r["precision"]) == key]
+    if options.again or not held:
+        rows = [*(r for r in rows if r not in held), measure(options)]
+        store(NAME, {"rows": rows}, module="speed.autoattack")
+    for row in rows:
+        show(row)
+    if options.write_card:
+        write_card(next(r for r in rows if (r["classifier"], r["data"], r["threat"], r["precision"]) == key))
+
+
+if __name__ == "__main__":
+    main()
