@@ -126,11 +126,12 @@ def rapid(threat: ThreatModel) -> Plan:
     """
     attacks = (
         APGDCE(steps=20, patience=5),
-        APGDT(steps=40, restarts=3, loss=TargetedMargin(), patience=4),
-        Near(APGDT(steps=40, restarts=6, loss=TargetedMargin(), patience=3, skip=3), within=0.8),
-        Near(APGDT(restarts=9, patience=15), within=0.3),
+        APGDT(steps=40, restarts=3, loss=TargetedMargin(), patience=5),
+        Near(APGDT(steps=40, restarts=6, loss=TargetedMargin(), patience=4, skip=3), within=0.8),
+        Near(APGDT(restarts=4, patience=15), within=0.45),
+        Near(APGDT(restarts=5, patience=15, skip=4), within=0.2),
         Near(APGDCE(restarts=2, loss=ProbabilityMargin(), patience=12), within=0.2),
-        Square(steps=30),
+        Square(steps=20),
     )
     return Plan("rapid", 1, attacks, escalation=_autoattack(threat))
 
