@@ -12,7 +12,7 @@ from robustgen.cards import Card, bundled_cards
 from robustgen.environment import use_available_cores
 
 PLANS = ("rapid", "standard")
-N = 64
+N = 32
 
 
 def measure(name: str, kind: str) -> dict[str, Any]:

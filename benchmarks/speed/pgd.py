@@ -22,7 +22,7 @@ from robustgen.oracle import Oracle
 from robustgen.precision import SearchForm, SearchModel, choose_form
 from robustgen.threat import ThreatModel
 
-STEPS, REL_STEP, IMAGES, BATCH = 40, 0.1, 1000, 250
+STEPS, REL_STEP, IMAGES, BATCH = 40, 0.1, 300, 250
 EPS = 0.1
 
 
