@@ -126,10 +126,9 @@ def rapid(threat: ThreatModel) -> Plan:
     """
     attacks = (
         APGDCE(steps=20, patience=5),
-        APGDT(steps=40, restarts=3, loss=TargetedMargin(), patience=5),
-        Near(APGDT(steps=40, restarts=6, loss=TargetedMargin(), patience=4, skip=3), within=0.8),
-        Near(APGDT(restarts=4, patience=15), within=0.45),
-        Near(APGDT(restarts=5, patience=15, skip=4), within=0.2),
+        APGDT(steps=40, restarts=4, loss=TargetedMargin(), patience=8),
+        Near(APGDT(steps=40, restarts=5, loss=TargetedMargin(), patience=8, skip=4), within=0.8),
+        Near(APGDT(loss=TargetedMargin(), patience=22), within=0.3),
         Near(APGDCE(restarts=2, loss=ProbabilityMargin(), patience=12), within=0.2),
         Square(steps=20),
     )
@@ -143,11 +142,10 @@ def strong(_threat: ThreatModel) -> Plan:
         APGDCE(steps=20),
         APGDT(steps=40, restarts=4, loss=TargetedMargin(), patience=8),
         Near(APGDT(steps=40, restarts=5, loss=TargetedMargin(), patience=6, skip=4), within=0.85),
-        Near(APGDT(restarts=9, patience=20), within=0.5),
+        Near(APGDT(patience=22), within=0.4),
+        Near(MALT(patience=22), within=0.4),
         Near(APGDCE(restarts=3, loss=ProbabilityMargin(), patience=20), within=0.35),
-        Near(MALT(restarts=3, patience=12), within=0.25),
         Near(Square(steps=300), within=0.2),
-        Near(APGDT(steps=200, restarts=9, loss=TargetedMargin(), patience=40), within=0.1),
         Square(steps=50),
     )
     return Plan("strong", 1, attacks)

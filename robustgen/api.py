@@ -59,7 +59,8 @@ def evaluate(
         out: run folder; by default runs/<data>-<classifier>-<identity>. The same call goes on with an unfinished one.
         batch_size: examples attacked at once; changes no figure.
         device: "auto", "cpu", "cuda", "mps".
-        precision: "auto" searches in the fastest form that the processor has, "float32" in the plain one.
+        precision: "auto" searches in the fastest form that the processor has, "float32" in the plain one; or a form as
+            a record names it, such as "float32+channels_last+folded".
         weights: a file (.safetensors, or .pt without code) instead of the classifier's own.
         data_dir: where full data sets lie.
         progress: told how the work goes; silent by default.

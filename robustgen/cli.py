@@ -69,7 +69,7 @@ def eval_command(
     batch_size: Annotated[int | None, typer.Option(help="Examples attacked at once; changes no figure.")] = None,
     device: Device = "auto",
     precision: Annotated[
-        str, typer.Option(help="auto searches in the fastest form; float32 in the plain one.")
+        str, typer.Option(help="auto searches in the fastest form, float32 in the plain one; or a form as recorded.")
     ] = "auto",
     weights: Weights = None,
     data_dir: DataDir = None,

@@ -12,7 +12,6 @@ import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +21,17 @@ from torch import Tensor
 
 from robustgen import engine
 from robustgen.attacks.plans import Plan, parse_attack, parse_plan
-from robustgen.cards import bundled_cards
-from robustgen.classifiers import Classifier, check_classifier, load_classifier
-from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.classifiers import Classifier, check_classifier
 from robustgen.environment import pick_device
-from robustgen.errors import ArtifactError, RecordError, RobustgenError, SpecError
+from robustgen.errors import RobustgenError, SpecError
 from robustgen.journal import read_witnesses, write_json
 from robustgen.judge import Judge, strict_float32
-from robustgen.nets import TORCHVISION
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchModel, choose_form, has_bfloat16
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.progress import Progress
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.record import ExampleRecord
+from robustgen.runs import OpenedRun, load_run_classifier, open_run
 from robustgen.statistics import proportion
 from robustgen.threat import ThreatModel
 
@@ -48,18 +45,6 @@ FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of the run's own eps
 _SHOWN = 8  # examples in the grid
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito: told apart by everybody
 _STYLE: Any = {"font.size": 10.0, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """A finished run with its data; `ids` in the order of the run."""
-
-    folder: Path
-    record: RunRecord
-    examples: dict[int, ExampleRecord]
-    ids: tuple[int, ...]
-    dataset: Dataset
-    threat: ThreatModel
 
 
 def plot_run(
@@ -88,10 +73,16 @@ def plot_run(
     if n < 1:
         raise SpecError(f"--n must be >= 1, got {n}.")
     where = pick_device(device)
-    held = _load_run(run, data_dir)
+    held = open_run(run, data_dir)
+    if len(held.threats) > 1:
+        raise SpecError(f"{run} evaluates a union of threat models, which has no one eps to draw a curve over.")
     out = out or run
     sweep = _read_sweep([out, run], held, n)
-    model = None if sweep is not None else _load_classifier(held, classifier, weights).to(where)
+    model = None
+    if sweep is None:
+        model = load_run_classifier(
+            run, held.record, held.dataset.shape, given=classifier, weights=weights, command=f"robustgen plot {run}"
+        ).to(where)
     _make_folder(out)
     if model is not None:
         sweep = _sweep(held, model, held.ids[:n], where, progress)
@@ -114,51 +105,6 @@ def _need_matplotlib() -> None:
         raise SpecError("robustgen plot needs matplotlib; type: pip install 'robustgen[report]'") from None
 
 
-def _load_run(run: Path, data_dir: Path | None) -> _Run:
-    record = RunRecord.load(run)
-    path = run / "examples.jsonl"
-    try:
-        examples = [ExampleRecord.from_line(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError) as error:
-        raise RecordError(f"{path} cannot be read: {error}.") from None
-    name = record.spec["data"]
-    if name == "tensors":
-        raise SpecError(
-            f"{run} was made from tensors in memory, which cannot be loaded again; save the images with "
-            "np.savez(FILE, image=..., label=...) and evaluate --data npz:FILE to get pictures."
-        )
-    dataset = load_data(name, data_dir=data_dir)
-    ids = parse_ids(record.spec["ids"], None, len(dataset), name)
-    if dataset.digest(ids) != record.spec["data_sha256"]:
-        raise ArtifactError(f"{name} is no longer the data of {run}: its hash differs; restore it, or evaluate again.")
-    by_id = {example.id: example for example in examples}
-    if any(id_ not in by_id for id_ in ids):
-        raise RecordError(f"{path} lacks examples of the run; evaluate again into another folder.")
-    return _Run(
-        folder=run, record=record, examples=by_id, ids=tuple(ids), dataset=dataset,
-        threat=ThreatModel.parse(record.spec["threat"]),
-    )  # fmt: skip
-
-
-def _load_classifier(run: _Run, given: str | None, weights: Path | None) -> Classifier:
-    """The run's classifier: by the name in the record, or as given; always with the run's own weights."""
-    name: str = run.record.spec["classifier"]
-    stem = name.partition("+")[0] if weights is not None else name  # NAME+FILE is what NAME with --weights is called
-    if given is None and stem not in bundled_cards() and not stem.startswith(TORCHVISION):
-        way = "--classifier fmnist-at --weights FILE" if "+" in name else "--classifier python:FILE.py:FUNCTION"
-        raise SpecError(
-            f"the record calls its classifier '{name}', and nothing of that name can be loaded; say where it comes "
-            f"from, as in: robustgen plot {run.folder} {way}"
-        )
-    classifier = load_classifier(given or stem, weights=weights, shape=run.dataset.shape)
-    if classifier.weights_sha256 != run.record.spec["weights_sha256"]:
-        raise ArtifactError(
-            f"{given or stem} has weights {classifier.weights_sha256[:12]}, {run.folder} was made with "
-            f"{run.record.spec['weights_sha256'][:12]}; pass the right ones with --classifier or --weights FILE."
-        )
-    return classifier
-
-
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +117,7 @@ def _make_folder(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------- the curve
 
 
-def _sweep(run: _Run, classifier: Classifier, ids: Sequence[int], device: torch.device, progress: Progress) -> Any:
+def _sweep(run: OpenedRun, classifier: Classifier, ids: Sequence[int], device: torch.device, progress: Progress) -> Any:
     """Attack the first examples at every eps; the contents of sweep.json.
 
     Guarantee: an example broken at some eps counts as broken at every larger one, where its witness is valid too. At
@@ -206,7 +152,7 @@ def _sweep(run: _Run, classifier: Classifier, ids: Sequence[int], device: torch.
 
 
 def _survivors(
-    run: _Run, plan: Plan, classifier: Classifier, search: SearchModel, ids: list[int], factor: float,
+    run: OpenedRun, plan: Plan, classifier: Classifier, search: SearchModel, ids: list[int], factor: float,
     progress: Progress,
 ) -> list[int]:  # fmt: skip
     """Those of the examples that the plan does not break at `factor` times the run's eps."""
@@ -258,7 +204,7 @@ def _typed(text: str) -> str:
     return ":".join([name, *settings])
 
 
-def _read_sweep(folders: Sequence[Path], run: _Run, n: int) -> Any | None:
+def _read_sweep(folders: Sequence[Path], run: OpenedRun, n: int) -> Any | None:
     """The points that an earlier call left for this run and this many examples."""
     for folder in folders:
         try:
@@ -271,7 +217,7 @@ def _read_sweep(folders: Sequence[Path], run: _Run, n: int) -> Any | None:
     return None
 
 
-def _draw_curve(run: _Run, sweep: Any) -> Figure:
+def _draw_curve(run: OpenedRun, sweep: Any) -> Figure:
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -323,7 +269,7 @@ def _caption(protocol: str) -> str:
 # ---------------------------------------------------------------------------------------------- the grid
 
 
-def _choose_examples(run: _Run) -> tuple[list[ExampleRecord], Tensor]:
+def _choose_examples(run: OpenedRun) -> tuple[list[ExampleRecord], Tensor]:
     """Up to eight examples that an attack broke, spread over the classes, and their witnesses (B, C, H, W)."""
     witnesses = dict(read_witnesses(run.folder))
     by_class: dict[int, list[ExampleRecord]] = defaultdict(list)
@@ -336,7 +282,7 @@ def _choose_examples(run: _Run) -> tuple[list[ExampleRecord], Tensor]:
     return chosen, torch.stack([witnesses[e.id] for e in chosen]) if chosen else torch.empty(0)
 
 
-def _draw_grid(run: _Run, chosen: Sequence[ExampleRecord], adversarial: Tensor) -> Figure:
+def _draw_grid(run: OpenedRun, chosen: Sequence[ExampleRecord], adversarial: Tensor) -> Figure:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -377,7 +323,7 @@ def _amplification(largest: float) -> float:
     return max(1.0, float(f"{wanted:.2g}") if wanted < 10 else float(int(wanted)))
 
 
-def _name(run: _Run, label: int | None) -> str:
+def _name(run: OpenedRun, label: int | None) -> str:
     names = run.dataset.class_names
     text = names[label] if label is not None and label < len(names) else str(label)
     return textwrap.shorten(text.replace("_", " "), 18, placeholder=" …")

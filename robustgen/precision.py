@@ -45,7 +45,7 @@ def parse_form(text: str) -> SearchForm:
     dtype, *rest = text.split("+")
     if dtype not in ("float32", "bfloat16") or set(rest) - {"channels_last", "folded"}:
         raise SpecError(
-            f"precision must be auto, float32 or a recorded form such as bfloat16+channels_last, got '{text}'."
+            f"--precision must be auto, float32 or another form such as float32+channels_last+folded, got '{text}'."
         )
     return SearchForm(getattr(torch, dtype), "channels_last" in rest, "folded" in rest)
 
@@ -125,7 +125,7 @@ def choose_form(classifier: nn.Module, x: Tensor, y: Tensor, request: str = "aut
     Args:
         classifier: eval mode, parameters frozen, on the device of x.
         x, y: some real examples, (B, C, H, W) float32 in [0, 1] and (B,) int64.
-        request: "auto" measures; "float32" is the network as it is; anything else is a recorded form to use again.
+        request: "auto" measures; "float32" is the network as it is; anything else is a form to use as it is.
 
     Returns:
         The model to search, and notes that say which forms the network could not take and why.
@@ -138,7 +138,16 @@ def _choose(classifier: nn.Module, x: Tensor, y: Tensor, request: str) -> tuple[
     plain = SearchModel(classifier, SearchForm())
     if request != "auto":
         form = parse_form(request)
-        return (plain if str(form) == _PLAIN else SearchModel(classifier, form)), []
+        if str(form) == _PLAIN:
+            return plain, []
+        try:
+            asked = SearchModel(classifier, form)
+            asked(x[:1])
+        except Exception as error:
+            raise SpecError(
+                f"--precision {form}: {_reason(error)}; the classifier cannot take it, type auto."
+            ) from error
+        return asked, []
     x, y = x[:_PROBE_ROWS], y[:_PROBE_ROWS]
     expected = plain(x)
     best, best_seconds = plain, _seconds(plain, x[:8], y[:8])
@@ -173,13 +182,17 @@ def _first_that_works(
             leaf = x[:2].clone().requires_grad_()
             torch.autograd.grad(candidate(leaf).sum(), leaf)
         except Exception as error:  # noqa: BLE001 -- any user's network may fail in any way here; the plain form still serves
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            reason = _reason(error)
             continue
         if same:
             return candidate, ""
         reason = "its logits differ from those of float32"
     name = str(dtype).removeprefix("torch.")
     return None, f"the classifier cannot be searched in {name} + channels_last ({reason}); a plainer form is used."
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 def _agrees(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:

@@ -19,7 +19,7 @@ from robustgen.errors import SpecError
 from robustgen.health import is_stochastic
 from robustgen.journal import saved_spec
 from robustgen.oracle import Oracle
-from robustgen.precision import SearchModel, choose_form
+from robustgen.precision import SearchModel, choose_form, parse_form
 from robustgen.rng import ExampleRng
 from robustgen.spec import RunSpec, compact_ids
 from robustgen.threat import ThreatModel
@@ -163,8 +163,8 @@ def _protocol(plans: Sequence[Plan], threats: Sequence[ThreatModel], classes: in
 
 def _check_values(request: Request, batch_size: int | None) -> None:
     """Refuse what can be refused before any file is opened; some of it only a Python caller can get wrong."""
-    if request.precision not in ("auto", "float32"):
-        raise SpecError(f"--precision must be auto or float32, got '{request.precision}'.")
+    if request.precision != "auto":
+        parse_form(request.precision)
     if batch_size is not None and batch_size < 1:
         raise SpecError(f"--batch-size must be >= 1, got {batch_size}.")
     ExampleRng.of(request.seed, [0])  # checks the seed

@@ -23,6 +23,7 @@ from robustgen.journal import read_witnesses
 from robustgen.plot import plot_run
 from robustgen.progress import Silent
 from robustgen.registry import ATTACKS
+from robustgen.runs import open_run
 from robustgen.statistics import proportion
 from robustgen.threat import ThreatModel
 from tests.helpers import make_linear
@@ -164,7 +165,7 @@ def test_points_of_another_run_are_not_used(left: str, run: Path, made: Path) ->
 def test_curve_shows_points_and_the_run(run: Path, made: Path) -> None:
     """What is drawn is what was measured; a fraction gets a second axis in its own unit."""
     draw(run, made)
-    held, sweep = plot._load_run(run, None), sweep_of(run)
+    held, sweep = open_run(run, None), sweep_of(run)
     axes = plot._draw_curve(held, sweep).axes[0]
     curve = axes.lines[0]
     assert [point["eps"] for point in sweep["points"]] == list(curve.get_xdata())
@@ -186,7 +187,7 @@ def test_eps_as_decimal_has_one_axis(tmp_path: Path) -> None:
     draw(run, run)
     sweep = sweep_of(run)
     assert [point["factor"] for point in sweep["points"]] == [0, 0.25, 0.5, 0.75, 1, 1.5, 2]
-    axes = plot._draw_curve(plot._load_run(run, None), sweep).axes[0]
+    axes = plot._draw_curve(open_run(run, None), sweep).axes[0]
     assert axes.child_axes == []
 
 
@@ -194,7 +195,7 @@ def test_eps_as_decimal_has_one_axis(tmp_path: Path) -> None:
 def test_grid_shows_clean_adversarial_and_difference(channels: int, tmp_path: Path) -> None:
     """Pixel by pixel from data and witnesses; the factor and the classes are written down."""
     run = make_run(tmp_path, channels=channels, n=12)
-    held = plot._load_run(run, None)
+    held = open_run(run, None)
     chosen, adversarial = plot._choose_examples(held)
     figure = plot._draw_grid(held, chosen, adversarial)
     grid = [axes for axes in figure.axes if axes.images]
@@ -217,7 +218,7 @@ def test_grid_shows_clean_adversarial_and_difference(channels: int, tmp_path: Pa
 
 def test_examples_are_spread_over_the_classes(run: Path) -> None:
     """Eight, each broken by an attack, none of them misclassified from the start, as even as the classes allow."""
-    held = plot._load_run(run, None)
+    held = open_run(run, None)
     chosen, images = plot._choose_examples(held)
     assert len(chosen) == len(images) == 8
     assert all(example.broken_by == "apgd-t" for example in chosen)

@@ -1,0 +1,125 @@
+"""A finished run, opened again with its data and its classifier: what pictures and checks start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustgen.cards import bundled_cards
+from robustgen.classifiers import Classifier, load_classifier
+from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.errors import ArtifactError, RecordError, SpecError
+from robustgen.nets import TORCHVISION
+from robustgen.record import ExampleRecord, RunRecord
+from robustgen.threat import ThreatModel
+
+__all__ = ["OpenedRun", "load_run_classifier", "load_run_data", "open_run", "read_examples"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRun:
+    """A finished run with its data; `ids` in the order of the run, `threats` more than one for a union."""
+
+    folder: Path
+    record: RunRecord
+    examples: dict[int, ExampleRecord]
+    ids: tuple[int, ...]
+    dataset: Dataset
+    threats: tuple[ThreatModel, ...]
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model of a run that has one."""
+        return self.threats[0]
+
+
+def read_examples(run: Path) -> list[ExampleRecord]:
+    """The lines of RUN/examples.jsonl, in their order.
+
+    Raises:
+        RecordError: no such file, or a line that cannot be read; its number is named.
+    """
+    path = run / "examples.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} cannot be read: {error}.") from None
+    examples = []
+    for number, line in enumerate(lines, 1):
+        try:
+            examples.append(ExampleRecord.from_line(line))
+        except (ValueError, TypeError) as error:
+            raise RecordError(f"{path}, line {number}, cannot be read: {error}.") from None
+    return examples
+
+
+def load_run_data(folder: Path, record: RunRecord, data_dir: Path | None) -> tuple[Dataset, tuple[int, ...]]:
+    """The data of a run and the ids of its examples.
+
+    Raises:
+        SpecError: it was made from tensors, which nobody can load again.
+        ArtifactError: the data is missing, or no longer what it was.
+    """
+    name = record.spec["data"]
+    if name == "tensors":
+        raise SpecError(
+            f"{folder} was made from tensors in memory, which cannot be loaded again; save the images with "
+            "np.savez(FILE, image=..., label=...) and evaluate --data npz:FILE instead."
+        )
+    dataset = load_data(name, data_dir=data_dir)
+    ids = parse_ids(record.spec["ids"], None, len(dataset), name)
+    if dataset.digest(ids) != record.spec["data_sha256"]:
+        raise ArtifactError(
+            f"{name} is no longer the data of {folder}: its hash differs; restore it, or evaluate again."
+        )
+    return dataset, tuple(ids)
+
+
+def open_run(folder: Path, data_dir: Path | None) -> OpenedRun:
+    """A finished run with its data.
+
+    Raises:
+        SpecError, ArtifactError, RecordError: no finished run, or its data cannot be had.
+    """
+    record = RunRecord.load(folder)
+    by_id = {example.id: example for example in read_examples(folder)}
+    dataset, ids = load_run_data(folder, record, data_dir)
+    if any(id_ not in by_id for id_ in ids):
+        raise RecordError(f"{folder / 'examples.jsonl'} lacks examples of the run; evaluate again into another folder.")
+    return OpenedRun(
+        folder=folder, record=record, examples=by_id, ids=ids, dataset=dataset,
+        threats=ThreatModel.parse_all(record.spec["threat"]),
+    )  # fmt: skip
+
+
+def load_run_classifier(
+    folder: Path, record: RunRecord, shape: tuple[int, int, int], *, given: str | None, weights: Path | None,
+    command: str,
+) -> Classifier:  # fmt: skip
+    """The classifier of a run: by the name in the record, or as given; always with the run's own weights.
+
+    Args:
+        folder, record: the run.
+        shape: (C, H, W) of its images.
+        given: what to load instead of the name in the record.
+        weights: file of weights.
+        command: how the user would type it again, for messages.
+
+    Raises:
+        SpecError, ArtifactError: it cannot be had, or has other weights.
+    """
+    name: str = record.spec["classifier"]
+    stem = name.partition("+")[0] if weights is not None else name  # NAME+FILE is what NAME with --weights is called
+    if given is None and stem not in bundled_cards() and not stem.startswith(TORCHVISION):
+        way = "--classifier fmnist-at --weights FILE" if "+" in name else "--classifier python:FILE.py:FUNCTION"
+        raise SpecError(
+            f"the record calls its classifier '{name}', and nothing of that name can be loaded; say where it comes "
+            f"from, as in: {command} {way}"
+        )
+    classifier = load_classifier(given or stem, weights=weights, shape=shape)
+    if classifier.weights_sha256 != record.spec["weights_sha256"]:
+        raise ArtifactError(
+            f"{given or stem} has weights {classifier.weights_sha256[:12]}, {folder} was made with "
+            f"{record.spec['weights_sha256'][:12]}; pass the right ones with --classifier or --weights FILE."
+        )
+    return classifier
