@@ -28,7 +28,7 @@ __all__ = ["attack", "evaluate"]
 
 def evaluate(
     classifier: str | nn.Module = "fmnist-at",
-    data: str | tuple[Tensor, Tensor] = "fmnist-test-1k",
+    data: str | tuple[Tensor, Tensor] | None = None,
     threat: str | ThreatModel | None = None,
     *,
     plan: str = "rapid",
@@ -49,7 +49,8 @@ def evaluate(
     Args:
         classifier: a name (`robustgen list classifiers`), a card file, "torchvision:NAME", "python:FILE.py:FUNCTION" or
             a module: (B, C, H, W) float32 in [0, 1] -> logits (B, K).
-        data: a name (`robustgen list data`), "folder:PATH", "npz:PATH" or images (N, C, H, W) and labels (N,).
+        data: a name (`robustgen list data`), "folder:PATH", "npz:PATH" or images (N, C, H, W) and labels (N,); by
+            default what the classifier's card names, or the embedded images.
         threat: "linf:8/255", "l2:0.5", "l1:12"; by default what the classifier or the data is known for.
         plan: a name (`robustgen list plans`) or a TOML file.
         attacks: instead of a plan, attacks with commas, such as "pgd:steps=20,square".

@@ -57,7 +57,12 @@ def eval_command(
     classifier: Annotated[
         str, typer.Argument(help="Name, card file, torchvision:NAME, or python:MODULE_OR_FILE.py:FUNCTION.")
     ] = "fmnist-at",
-    data: Annotated[str | None, typer.Option(help="Data set by name, folder:PATH or npz:PATH.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set by name, folder:PATH or npz:PATH (default: the classifier's own, or the embedded images)."
+        ),
+    ] = None,
     threat: Annotated[str | None, typer.Option(help="Such as linf:8/255, l2:0.5 or l1:12.")] = None,
     plan: Annotated[str | None, typer.Option(help="Plan by name or TOML file (default: rapid).")] = None,
     attacks: Annotated[str | None, typer.Option(help="Instead of a plan: pgd:steps=20:restarts=2,square")] = None,
@@ -222,6 +227,82 @@ def plot_command(
     )
     for path in pictures:
         print(path)
+
+
+@app.command("verify")
+def verify_command(
+    run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` left.")],
+    classifier: Annotated[str | None, typer.Option(help="Only for a classifier that the record cannot name.")] = None,
+    weights: Weights = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Check a finished run from its witnesses, without attacking again; exit code 1 when something is wrong.
+
+    Example -
+
+      robustgen verify runs/fmnist-test-1k-fmnist-at-0123abcd
+    """
+    from dataclasses import asdict
+
+    from robustgen.environment import use_available_cores
+    from robustgen.report import verification_lines
+    from robustgen.verify import verify_run
+
+    use_available_cores()
+    found = verify_run(run, classifier=classifier, weights=weights, data_dir=data_dir, device=device)
+    if json_:
+        print(json.dumps({**asdict(found), "run": str(run), "holds": found.holds}))
+    else:
+        print("\n".join(verification_lines(found)))
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+@app.command("compare")
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more.")],
+    json_: Json = False,
+) -> None:
+    """Compare runs over the same examples: intervals, exact paired test, ties, who changed side.
+
+    Example -
+
+      robustgen compare runs/fmnist-test-1k-fmnist-at-0123abcd runs/fmnist-test-1k-fmnist-standard-4567cdef
+    """
+    from robustgen.compare import compare_runs
+
+    found = compare_runs(runs)
+    if json_:
+        print(json.dumps(found.to_json()))
+        return
+    from robustgen.report import comparison_lines
+
+    print("\n".join(comparison_lines(found)))
+
+
+@app.command("power")
+def power_command(
+    difference: Annotated[float, typer.Option(help="Difference of two accuracies, in points.")],
+    power: Annotated[float, typer.Option(help="Probability of telling the two apart.")] = 0.8,
+    json_: Json = False,
+) -> None:
+    """Say how many examples two classifiers must share before a difference can be told from chance.
+
+    Example -
+
+      robustgen power --difference 1.0
+    """
+    from robustgen.report import power_rows
+
+    rows = power_rows(difference, power)
+    if json_:
+        print(json.dumps([{"differing": share, "examples": n} for share, n in rows]))
+        return
+    print(f"To tell {difference:g} points from chance in {100 * power:g} % of the cases (paired test at 5 %):")
+    for share, n in rows:
+        print(f"  where the two differ on {100 * share:4.1f} % of the examples: {n:>7,} examples")
 
 
 def _with_progress(work: Callable[[Progress], Any]) -> Any:

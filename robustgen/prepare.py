@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustgen.attacks.base import Attack
 from robustgen.attacks.plans import Near, Plan, parse_plan
+from robustgen.cards import Card, bundled_cards
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
 from robustgen.environment import pick_device
@@ -28,6 +29,7 @@ __all__ = ["DEFAULT_BATCH", "Job", "Request", "prepare"]
 
 DEFAULT_BATCH = 250
 _PROBE_ROWS = 64
+_EMBEDDED = "fmnist-test-1k"
 _THREATS = {"fmnist-test-1k": "linf:0.1", "fashion-mnist": "linf:0.1", "cifar10": "linf:8/255"}
 
 
@@ -36,7 +38,7 @@ class Request:
     """What a user asks for, as typed; see `robustgen.evaluate` for the meaning of each field."""
 
     classifier: str | nn.Module = "fmnist-at"
-    data: str | tuple[Tensor, Tensor] = "fmnist-test-1k"
+    data: str | tuple[Tensor, Tensor] | None = None
     threat: str | ThreatModel | None = None
     plan: str = "rapid"
     attacks: str | None = None
@@ -91,7 +93,7 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
         request.plan, request.attacks, threats[0] if threats else ThreatModel("linf", 0.1)
     )  # names and parameters, before any file
     data_dir = None if request.data_dir is None else Path(request.data_dir)
-    dataset = load_data(request.data, data_dir=data_dir)
+    dataset = load_data(_default_data(request.classifier) if request.data is None else request.data, data_dir=data_dir)
     ids = _choose_ids(request, dataset)
     classifier = load_classifier(request.classifier, weights=request.weights, shape=dataset.shape).to(where)
     threats = threats or ThreatModel.parse_all(_default_threat(classifier, dataset))
@@ -171,7 +173,7 @@ def _check_values(request: Request, batch_size: int | None) -> None:
     data, kind = request.data, type(request.data).__name__
     if not isinstance(request.classifier, str | nn.Module):
         raise SpecError(f"classifier must be a name or a torch.nn.Module, got a {type(request.classifier).__name__}.")
-    if not isinstance(data, str) and [isinstance(part, Tensor) for part in data] != [True, True]:
+    if not isinstance(data, str | None) and [isinstance(part, Tensor) for part in data] != [True, True]:
         raise SpecError(
             f"data must be a name or a pair of tensors (images, labels), got a {kind}; see torch.from_numpy."
         )
@@ -191,6 +193,15 @@ def _choose_ids(request: Request, dataset: Dataset) -> list[int]:
         except TypeError:
             raise SpecError(f"ids must be integers, got {list(ids)[:5]}.") from None
     return parse_ids(ids, request.n, len(dataset), dataset.name)
+
+
+def _default_data(classifier: str | nn.Module) -> str:
+    """The data that the card names; the embedded images for Fashion-MNIST, or where no card says."""
+    if isinstance(classifier, nn.Module):
+        return _EMBEDDED
+    path = bundled_cards().get(classifier) or (Path(classifier) if classifier.endswith(".json") else None)
+    named = None if path is None else Card.load(path).data
+    return _EMBEDDED if named in (None, "fashion-mnist") else named
 
 
 def _default_threat(classifier: Classifier, dataset: Dataset) -> str:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
+from robustgen.errors import SpecError
 from robustgen.health import FLAGS
 from robustgen.record import RunRecord
-from robustgen.statistics import Estimate
+from robustgen.statistics import Estimate, examples_needed
 
-__all__ = ["flag_meaning", "print_record", "record_lines"]
+if TYPE_CHECKING:
+    from robustgen.compare import Comparison
+    from robustgen.verify import Verification
+
+__all__ = [
+    "comparison_lines",
+    "flag_meaning",
+    "power_rows",
+    "print_record",
+    "record_lines",
+    "verification_lines",
+]
 
 
 def _percent(estimate: Estimate) -> str:
@@ -62,15 +77,58 @@ def _footer(record: RunRecord) -> list[str]:
 def record_lines(record: RunRecord) -> list[str]:
     """Plain text, aligned with spaces."""
     lines = [f"{name:<16} {value}" for name, value in _headline(record)]
-    table = _attack_table(record)
+    return [*lines, "", *_aligned(_attack_table(record)), "", *_footer(record)]
+
+
+def _aligned(table: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Rows of cells as lines; the first `left` columns are flush left, the others right."""
     widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
-    lines.append("")
-    for row in table:
-        cells = [
-            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells))
-    return [*lines, "", *_footer(record)]
+    return [
+        "  ".join(c.ljust(w) if k < left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in table
+    ]
+
+
+def verification_lines(found: Verification) -> list[str]:
+    """What was checked, then what is wrong."""
+    lines = [f"checked  {line}" for line in found.checked]
+    lines += [f"WRONG    {line}" for line in found.wrong]
+    if found.doubtful:
+        shown = ", ".join(map(str, found.doubtful[:5]))
+        lines.append(f"note     margins so small that rounding may decide: {len(found.doubtful)} examples ({shown})")
+    verdict = "every figure follows from its witnesses" if found.holds else f"{len(found.wrong)} contradictions"
+    return [*lines, f"{found.run}: {verdict}"]
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    """A table, best first, and who changed side against the best."""
+    table = [("run", "classifier", "plan", "clean", "robust", "only here", "only best", "p")]
+    for row in found.rows:
+        best = row is found.rows[0]
+        test = ("", "", "best") if best else (str(len(row.only_here)), str(len(row.only_best)), _p_value(row.p_value))
+        names = (row.run.rpartition("/")[2], row.classifier, row.plan)
+        table.append((*names, str(row.clean), str(row.robust), *test))
+    ties = [row.run.rpartition("/")[2] for row in found.rows[1:] if row.tie]
+    tied = f"tied with the best at the 5 % level: {', '.join(ties) or 'none'} (exact McNemar test, Holm's correction)"
+    lines = [f"{found.data}, {found.n} examples, {found.threat}", "", *_aligned(table, left=3), "", tied]
+    for row in found.rows[1:]:
+        for ids, where in ((row.only_here, "here"), (row.only_best, "in the best")):
+            shown = ", ".join(map(str, ids[:12])) + (", ..." if len(ids) > 12 else "")
+            lines.append(f"{row.run.rpartition('/')[2]}: robust only {where}: {shown or 'none'}")
+    return lines
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def power_rows(difference: float, power: float) -> list[tuple[float, int]]:
+    """(share of examples on which two classifiers differ, examples needed) for a difference in points."""
+    if not 0 < difference < 100:
+        raise SpecError(f"--difference is in points, above 0 and below 100, got {difference:g}.")
+    share = difference / 100
+    shares = sorted({share, *(s for s in (0.02, 0.05, 0.1, 0.2, 0.4) if s > share)})
+    return [(s, examples_needed(share, s, power=power)) for s in shares]
 
 
 def print_record(record: RunRecord, console: Console) -> None:

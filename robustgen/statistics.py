@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from robustgen.errors import SpecError
 
-__all__ = ["Estimate", "proportion"]
+__all__ = ["Estimate", "examples_needed", "mcnemar", "proportion"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,46 @@ def proportion(count: int, total: int) -> Estimate:
 
     interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
     return Estimate(count / total, float(interval.low), float(interval.high))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p-value of the exact McNemar test.
+
+    Args:
+        only_a: examples on which only the first of two classifiers is right.
+        only_b: those on which only the second is.
+
+    Source: McNemar 1947, in its exact binomial form; 1 where the two never differ.
+    """
+    if only_a < 0 or only_b < 0:
+        raise SpecError(f"counts of differing examples must be >= 0, got {only_a} and {only_b}.")
+    if only_a + only_b == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def examples_needed(difference: float, differing: float, *, power: float = 0.8, level: float = 0.05) -> int:
+    """How many examples two classifiers must share for the paired test to tell them apart.
+
+    Args:
+        difference: of their accuracies, a fraction of 1.
+        differing: the share of examples on which just one of them is right, at least `difference`.
+        power: the probability of telling them apart.
+        level: of the two-sided test.
+
+    Source: Connor 1987, "Sample size for testing differences in proportions for the paired-sample design",
+    Biometrics 43, eq. (3).
+    """
+    if not 0 < difference <= differing <= 1:
+        raise SpecError(
+            f"a difference of {difference:g} needs 0 < difference <= differing <= 1, got differing {differing:g}."
+        )
+    if not 0 < power < 1 or not 0 < level < 1:
+        raise SpecError(f"power and level must lie between 0 and 1, got {power:g} and {level:g}.")
+    from scipy.stats import norm
+
+    z_level, z_power = float(norm.ppf(1 - level / 2)), float(norm.ppf(power))
+    root = z_level * differing**0.5 + z_power * (differing - difference**2) ** 0.5
+    return math.ceil((root / difference) ** 2)

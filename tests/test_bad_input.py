@@ -135,7 +135,7 @@ SELECTIONS = [
     Bad("+ --seed 99999999999999999999999999", "seed"),
     Bad("+ --batch-size 0", "--batch-size must be >= 1"),
     Bad("+ --batch-size -3", "--batch-size must be >= 1"),
-    Bad("+ --precision bfloat16", "auto or float32"),
+    Bad("+ --precision bfloat17", "auto, float32 or another form"),
     Bad("+ --device gpu", "auto, cpu, cuda or mps"),
     Bad("+ --device cuda", "--device auto"),
 ]

@@ -286,7 +286,7 @@ def test_weights_replace_those_of_the_classifier(work: Path, command: Command) -
     assert own["clean_accuracy"] != other["clean_accuracy"]
 
 
-@pytest.mark.parametrize("name", ["eval", "train", "list", "show", "plot"])
+@pytest.mark.parametrize("name", ["eval", "train", "list", "show", "plot", "verify", "compare", "power"])
 def test_help_shows_an_example(name: str, command: Command) -> None:
     """Every command explains itself by an example that begins with what to type."""
     result = command(name, "--help")
@@ -299,7 +299,7 @@ def test_help_without_arguments(command: Command) -> None:
     """The bare command explains itself, and is no error."""
     result = command()
     assert (result.code, result.err) == (0, "")
-    for name in ("eval", "train", "list", "show", "plot"):
+    for name in ("eval", "train", "list", "show", "plot", "verify", "compare", "power"):
         assert re.search(rf"^  {name} ", result.out, re.MULTILINE)
 
 

@@ -231,7 +231,7 @@ def test_sick_models_are_counted_and_flagged(tmp_path: Path) -> None:
     ("options", "says"),
     [
         ({"threat": None}, "--threat linf:8/255"),
-        ({"precision": "bfloat16"}, "auto or float32"),
+        ({"precision": "bfloat17"}, "auto, float32 or"),
         ({"batch_size": 0}, "--batch-size"),
         ({"device": "tpu"}, "--device must be"),
         ({"seed": -1}, "seed must be"),

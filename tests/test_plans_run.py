@@ -125,7 +125,7 @@ def test_rapid_flags_every_decoy_and_goes_on(trick: str, tmp_path: Path, monkeyp
     assert any("flags raised" in note for note in record.notes)
 
 
-@pytest.mark.parametrize("name", ["fmnist-standard", "fmnist-at"])
+@pytest.mark.parametrize("name", ["fmnist-standard", "fmnist-at", "fmnist-at-l2"])
 def test_rapid_leaves_honest_models_in_peace(name: str, tmp_path: Path) -> None:
     """No flag, no escalation."""
     record = robustgen.evaluate(name, n=40, plan="rapid", out=tmp_path / "run")

@@ -316,7 +316,7 @@ def test_run_that_cannot_be_drawn(run: Path, made: Path, tmp_path: Path) -> None
     with pytest.raises(RecordError, match="lacks examples of the run"):
         draw(run, made)
     (run / "examples.jsonl").write_text("{}")
-    with pytest.raises(RecordError, match=r"examples.jsonl cannot be read"):
+    with pytest.raises(RecordError, match=r"examples\.jsonl.* cannot be read"):
         draw(run, made)
     with pytest.raises(RecordError, match="is not a run folder"):
         draw(tmp_path / "none", made)

@@ -116,6 +116,22 @@ def test_recorded_forms_are_used_again() -> None:
     assert "float32+channels_last+folded" == str(search.form)
 
 
+def test_a_form_that_the_network_cannot_take_is_refused() -> None:
+    """Asked for by name, it is an error that says why; asked for "auto", the plain form serves."""
+
+    class Picky(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.dtype is not torch.float32:
+                raise TypeError("float32 only")
+            return x.flatten(1)
+
+    x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(SpecError, match=r"bfloat16.*float32 only; the classifier cannot take it, type auto"):
+        choose_form(Picky(), x, y, "bfloat16")
+    search, _ = choose_form(Picky(), x, y)
+    assert str(search.form).startswith("float32")
+
+
 @pytest.mark.parametrize("text", ["float16", "bfloat16+fast", "auto+folded", ""])
 def test_unknown_forms_are_refused(text: str) -> None:
     """One sentence."""

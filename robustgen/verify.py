@@ -1,0 +1,265 @@
+"""Check a finished run from what it left behind: no attack is run again.
+
+Distance, range, label and prediction are measured anew in float32, on the images that were stored; totals, intervals
+and hashes are computed anew. What cannot be recomputed from the folder is not vouched for: seconds, flags, notes, the
+cost of single examples, and that examples filed as robust really withstand the attacks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.classifiers import Classifier
+from robustgen.data import Dataset
+from robustgen.environment import pick_device
+from robustgen.errors import ArtifactError, RecordError
+from robustgen.journal import read_witnesses
+from robustgen.judge import Judge, strict_float32
+from robustgen.prepare import DEFAULT_BATCH
+from robustgen.record import ExampleRecord, RunRecord, summarise
+from robustgen.runs import load_run_classifier, load_run_data, read_examples
+from robustgen.spec import RunSpec, expand_ids
+from robustgen.threat import ThreatModel
+
+__all__ = ["Verification", "verify_run"]
+
+_VOTES = 21  # draws of a randomised classifier whose majority is its prediction
+_CLOSE = 1e-3  # margins below this share of the largest logit may be decided by the rounding of another machine
+_SHOWN = 5  # ids named in one sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was checked, and what is wrong.
+
+    Attributes:
+        run: the folder.
+        checked: one line a check that was made, with what it covered.
+        wrong: one sentence a contradiction; empty where everything holds.
+        doubtful: examples whose prediction here differs by no more than rounding on another machine explains.
+    """
+
+    run: Path
+    checked: tuple[str, ...]
+    wrong: tuple[str, ...]
+    doubtful: tuple[int, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing contradicts the record."""
+        return not self.wrong
+
+
+def verify_run(
+    run: Path, *, classifier: str | None = None, weights: Path | None = None, data_dir: Path | None = None,
+    device: str = "auto",
+) -> Verification:  # fmt: skip
+    """Recompute all that can be recomputed of a finished run.
+
+    Args:
+        run: a run folder.
+        classifier: what to load instead of the name in the record; its weights must be those of the run.
+        weights: file of weights, as in `evaluate`.
+        data_dir: where full data sets lie.
+        device: "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        SpecError, RecordError: no finished run, or a file in it that cannot be read, or nothing to check it with.
+    """
+    where = pick_device(device)
+    record, examples = RunRecord.load(run), read_examples(run)
+    check = _Check(run, record, examples)
+    if check.paperwork():
+        try:
+            dataset, ids = load_run_data(run, record, data_dir)
+            model = load_run_classifier(
+                run, record, dataset.shape, given=classifier, weights=weights, command=f"robustgen verify {run}"
+            )
+        except ArtifactError as error:
+            check.wrong.append(str(error))
+        else:
+            check.checked.append(f"data and weights: hashes of {len(ids)} examples and of the network")
+            with strict_float32(), torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+                torch.manual_seed(record.spec["seed"])
+                check.labels_and_predictions(dataset, model.to(where))
+                check.witnesses(dataset, model.to(where))
+    return Verification(
+        run=run, checked=tuple(check.checked), wrong=tuple(check.wrong), doubtful=tuple(sorted(check.doubtful))
+    )
+
+
+class _Check:
+    """Sentences about one run, gathered check by check."""
+
+    def __init__(self, run: Path, record: RunRecord, examples: Sequence[ExampleRecord]) -> None:
+        self.run, self.record, self.examples = run, record, examples
+        self.threats = {str(threat): threat for threat in ThreatModel.parse_all(record.spec["threat"])}
+        self.votes = _VOTES if "randomised" in record.flags else 1
+        self.checked: list[str] = []
+        self.wrong: list[str] = []
+        self.doubtful: set[int] = set()
+
+    def paperwork(self) -> bool:
+        """Identity, ids, consistency and totals: what needs neither data nor network. False: nothing more to check."""
+        return self._identity() and self._rows() and self._verdicts() and self._totals()
+
+    def _identity(self) -> bool:
+        path = self.run / "spec.json"
+        try:
+            spec = RunSpec.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path} cannot be read: {error}.") from None
+        mine, theirs = spec.identity()[:12], self.record.identity[:12]
+        if mine != theirs:
+            self.wrong.append(f"spec.json was edited: it hashes to {mine}, the record says {theirs}.")
+        recorded = {key: value for key, value in asdict(spec).items() if self.record.spec.get(key) != value}
+        if recorded:
+            self.wrong.append(f"record.json and spec.json disagree on {', '.join(sorted(recorded))}.")
+        self.checked.append(f"identity {self.record.identity[:12]}")
+        return not self.wrong
+
+    def _rows(self) -> bool:
+        """Every example of the run once, and no other."""
+        times = Counter(example.id for example in self.examples)
+        wanted = expand_ids(self.record.spec["ids"])
+        twice = [id_ for id_, count in times.items() if count > 1]
+        missing, foreign = sorted(set(wanted) - set(times)), sorted(set(times) - set(wanted))
+        self._say(twice, "stands twice in examples.jsonl", "stand twice in examples.jsonl")
+        self._say(missing, "of the run is missing in examples.jsonl", "of the run are missing in examples.jsonl")
+        self._say(foreign, "does not belong to the run", "do not belong to the run")
+        self.checked.append(f"rows: {len(self.examples)} of {len(wanted)} examples")
+        return not self.wrong
+
+    def _verdicts(self) -> bool:
+        """The fields of an example agree with each other and with the attacks that were run."""
+        names = {attack.name for attack in self.record.attacks}
+        for e in self.examples:
+            right = e.clean_prediction == e.label
+            expected = None if right and e.robust else "clean" if not right else e.broken_by
+            if e.robust != (right and e.broken_by is None) or e.broken_by != expected:
+                self.wrong.append(
+                    f"example {e.id}: its verdict was edited: robust is {e.robust}, label {e.label}, clean prediction "
+                    f"{e.clean_prediction}, broken by {e.broken_by}."
+                )
+            elif e.broken_by not in {None, "clean", *names}:
+                self.wrong.append(f"example {e.id} is broken by '{e.broken_by}', which the record does not list.")
+        self.checked.append("verdicts: each agrees with its own row")
+        return not self.wrong
+
+    def _totals(self) -> bool:
+        """Accuracies, intervals and sums follow from the rows."""
+        order = {example.id: example for example in self.examples}
+        examples = [order[id_] for id_ in expand_ids(self.record.spec["ids"])]
+        seconds = {attack.name: attack.seconds for attack in self.record.attacks}
+        clean, robust, attacks = summarise(examples, list(seconds), seconds)
+        expected: dict[str, Any] = {
+            "n": len(examples), "clean_accuracy": clean, "robust_accuracy": robust, "attacks": attacks,
+            "forwards": len(examples) + sum(a.forwards for a in attacks),
+            "backwards": sum(a.backwards for a in attacks),
+        }  # fmt: skip
+        for field, value in expected.items():
+            said = getattr(self.record, field)
+            if said != value:
+                self.wrong.append(f"record.json: {field} was edited: {said}, the rows say {value}.")
+        self.checked.append("totals: accuracies, intervals and sums")
+        return not self.wrong
+
+    def labels_and_predictions(self, dataset: Dataset, model: Classifier) -> None:
+        """Labels as in the data; the class of each clean image as recorded."""
+        judge = Judge(model, next(iter(self.threats.values())), votes=self.votes)
+        for batch in _batches(self.examples):
+            x, y = (part.to(model.mean.device) for part in dataset.batch([e.id for e in batch]))
+            predictions, margins = judge.look(x, y)
+            for e, label, guess, gap in zip(batch, y.tolist(), predictions.tolist(), margins.tolist(), strict=True):
+                if e.label != label:
+                    self.wrong.append(f"example {e.id}: its label was edited: {e.label}, the data says {label}.")
+                elif e.clean_prediction != guess and not self._excused(e.id, gap):
+                    self.wrong.append(
+                        f"example {e.id}: the clean image is classified {guess}, the record says {e.clean_prediction}."
+                    )
+        self.checked.append(f"clean images: label and prediction of {len(self.examples)}")
+
+    def witnesses(self, dataset: Dataset, model: Classifier) -> None:
+        """Each broken example has an image inside the threat model that the network misclassifies; no other has one."""
+        images = dict(read_witnesses(self.run))
+        broken = [e for e in self.examples if e.broken_by not in (None, "clean")]
+        self._say([e.id for e in broken if e.id not in images], "is filed as broken, but has no witness",
+                  "are filed as broken, but have no witness")  # fmt: skip
+        extra = sorted(set(images) - {e.id for e in broken})
+        self._say(extra, "has a witness, but is not filed as broken", "have a witness, but are not filed as broken")
+        held = [e for e in broken if e.id in images]
+        for batch in _batches(held):
+            x, y = (part.to(model.mean.device) for part in dataset.batch([e.id for e in batch]))
+            self._judge(batch, x, y, [images[e.id].to(x.device) for e in batch], model)
+        self.checked.append(f"witnesses: range, distance and prediction of {len(held)}")
+
+    def _judge(
+        self, batch: Sequence[ExampleRecord], x: Tensor, y: Tensor, images: Sequence[Tensor], model: Classifier
+    ) -> None:
+        fits = [k for k, image in enumerate(images) if image.shape == x.shape[1:] and image.dtype == torch.float32]
+        for k in sorted(set(range(len(batch))) - set(fits)):
+            form, shape = images[k].dtype, tuple(images[k].shape)
+            self.wrong.append(
+                f"example {batch[k].id}: its witness is {form} of {shape}, expected float32 of {tuple(x.shape[1:])}."
+            )
+        if not fits:
+            return
+        x_adv = torch.stack([images[k] for k in fits])
+        judge = Judge(model, next(iter(self.threats.values())), votes=self.votes)
+        predictions, margins = judge.look(x_adv, y[fits])
+        for k, row in enumerate(fits):
+            e = batch[row]
+            threat = self.threats.get(e.threat or "", None)
+            if threat is None:
+                self.wrong.append(f"example {e.id} was broken under '{e.threat}', which is no threat model of the run.")
+                continue
+            said = self._about(e, threat, x[row : row + 1], x_adv[k : k + 1], int(predictions[k]), float(margins[k]))
+            if said:
+                self.wrong.append(f"example {e.id}: {said}")
+
+    def _about(
+        self, e: ExampleRecord, threat: ThreatModel, x: Tensor, x_adv: Tensor, guess: int, gap: float
+    ) -> str | None:
+        """What is wrong with one witness, or None."""
+        if not x_adv.isfinite().all():
+            return "its witness holds NaN or infinity."
+        low, high = float(x_adv.min()), float(x_adv.max())
+        if low < 0 or high > 1:
+            return f"its witness leaves [0, 1]: it reaches from {low:.4g} to {high:.4g}."
+        distance = float(threat.distance(x, x_adv))
+        if distance > threat.eps + threat.tolerance:
+            return f"its witness lies {distance:.6g} from the image, outside {threat}; is it that of another example?"
+        if e.distance is None or abs(distance - e.distance) > 1e-9 + 1e-9 * distance:
+            return f"its distance was edited: {e.distance}, the witness lies at {distance:.9g}."
+        if self._excused(e.id, gap):
+            return None
+        if guess == e.label:
+            return f"its witness is classified {guess}, as the label says: it breaks nothing."
+        if guess != e.prediction and self.votes == 1:
+            return f"its prediction was edited: {e.prediction}, the witness is classified {guess}."
+        return None
+
+    def _excused(self, id_: int, gap: float) -> bool:
+        """Whether so small a margin may be decided by rounding; remembers the example."""
+        close = abs(gap) < _CLOSE
+        if close:
+            self.doubtful.add(id_)
+        return close
+
+    def _say(self, ids: Sequence[int], one: str, several: str) -> None:
+        if ids:
+            shown = ", ".join(map(str, ids[:_SHOWN])) + (" and others" if len(ids) > _SHOWN else "")
+            self.wrong.append(f"example{'s' * (len(ids) > 1)} {shown} {several if len(ids) > 1 else one}.")
+
+
+def _batches(examples: Sequence[ExampleRecord]) -> Iterator[Sequence[ExampleRecord]]:
+    for at in range(0, len(examples), DEFAULT_BATCH):
+        yield examples[at : at + DEFAULT_BATCH]
