@@ -45,11 +45,10 @@ class APGD:
 
     Source: Croce & Hein 2020, arXiv:2003.01690, Algorithm 1, eq. (3); checkpoints of section 3.1. For L1, the source
     that `apgd_l1.py` names.
-    Differs: the engine drops a row when it is broken; the paper runs all iterations. `patience` ends restarts early
-    where a plan asks for it. Three habits of the reference
-    implementation are kept, since the field's figures rest on them: condition 2 is off at the first checkpoint; the
-    first comparison of losses is against 0; after a return to x_max the momentum still uses the iterate that stood
-    before it.
+    Differs: the engine drops a row when it is broken; the paper runs all iterations. With `patience` a restart may end
+    early. Three habits of the reference implementation are kept, since the field's figures rest on them: condition 2
+    is off at the first checkpoint; the first comparison of losses is against 0; after a return to x_max the momentum
+    still uses the iterate that stood before it.
     """
 
     steps: int = 100

@@ -114,6 +114,17 @@ def plans() -> str:
     return f"{_table(header, rows)}\n\n{_source(result)}"
 
 
+def missed() -> str:
+    """The examples on which `rapid` and AutoAttack disagree."""
+    result = _load("speed-autoattack")
+    rows = []
+    for row in result["rows"]:
+        ours = row["plans"]["rapid"]
+        sides = (", ".join(map(str, ours[f"only_{side}_broke"])) or "none" for side in ("autoattack", "ours"))
+        rows.append((_row_name(row), str(row["compared"]), *sides))
+    return _table(("classifier, threat", "images", "broken by AutoAttack alone", "broken by rapid alone"), rows)
+
+
 def only_strong() -> str:
     """The examples that only `strong` breaks."""
     result = _load("speed-autoattack")
@@ -175,7 +186,7 @@ def flags() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
-    for block in (accuracy, conformance, engine_speed, flag_confusion, flags, memory, only_strong, pgd, plans)
+    for block in (accuracy, conformance, engine_speed, flag_confusion, flags, memory, missed, only_strong, pgd, plans)
 }
 
 

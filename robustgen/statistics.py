@@ -74,5 +74,5 @@ def examples_needed(difference: float, differing: float, *, power: float = 0.8, 
     from scipy.stats import norm
 
     z_level, z_power = float(norm.ppf(1 - level / 2)), float(norm.ppf(power))
-    root = z_level * differing**0.5 + z_power * (differing - difference**2) ** 0.5
+    root = z_level * math.sqrt(differing) + z_power * math.sqrt(differing - difference**2)
     return math.ceil((root / difference) ** 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import robustgen
+from robustgen import prepare
+from robustgen.cards import bundled_cards
 from robustgen.engine import Outcome
 from robustgen.errors import RecordError, SpecError
 from robustgen.journal import Journal, read_witnesses
@@ -264,3 +267,16 @@ def test_a_convnet_in_every_norm(tmp_path: Path) -> None:
         record = robustgen.evaluate(model, (x, y), threat, out=tmp_path / threat[:4].strip(":"))
         assert record.clean_accuracy.value == 1.0
         assert 0 <= record.robust_accuracy.value < 1
+
+
+@pytest.mark.parametrize(
+    ("classifier", "data"),
+    [("fmnist-at-l2", "fmnist-test-1k"), ("cifar10-at", "cifar10"), ("decoy-cold", "fmnist-test-1k"), ("other", None)],
+)
+def test_a_card_names_the_data(classifier: str, data: str | None, tmp_path: Path) -> None:
+    """A classifier is evaluated on its own data unless told otherwise; whoever has no card gets the embedded images."""
+    assert (data or "fmnist-test-1k") == prepare._default_data(classifier)
+    if data is not None:
+        card = tmp_path / "mine.json"
+        shutil.copy2(bundled_cards()[classifier], card)
+        assert data == prepare._default_data(str(card))

@@ -93,7 +93,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for k, side in enumerate(sides):
         ids = compared[k * third : (k + 1) * third]
         if ids:
-            verdicts, spent = reference_verdicts(classifier, *data.batch(ids), threat)
+            x, y = data.batch(ids)
+            verdicts, spent = reference_verdicts(classifier, x, y, threat)
             reference |= {id_ for id_, robust in zip(ids, verdicts, strict=True) if robust}
             seconds.append(spent)
         side.run(options, compared if side.plan == "standard" else range(options.n))

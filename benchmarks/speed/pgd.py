@@ -28,10 +28,11 @@ EPS = 0.1
 
 def foolbox_side(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], int]:
     """Broken images by foolbox.LinfPGD."""
-    import foolbox
+    from foolbox.attacks import LinfPGD
+    from foolbox.models.pytorch import PyTorchModel
 
-    attacked = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    attack = foolbox.attacks.LinfPGD(steps=STEPS, rel_stepsize=REL_STEP)
+    attacked = PyTorchModel(model, bounds=(0, 1), device="cpu")
+    attack = LinfPGD(steps=STEPS, rel_stepsize=REL_STEP)
 
     def run() -> int:
         parts = [attack(attacked, a, b, epsilons=EPS)[2] for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)]
