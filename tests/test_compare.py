@@ -115,5 +115,19 @@ def test_power_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["examples"] for row in rows] == sorted(row["examples"] for row in rows)
     assert 0 == _run(["power", "--difference", "1.0"])
     assert "To tell 1 points from chance" in capsys.readouterr().out
-    for bad in (["--difference", "0"], ["--difference", "100"], ["--difference", "1", "--power", "1"]):
+    for bad, says in (
+        ([], "--difference"),
+        (["--difference", "0"], "above 0 and below 100"),
+        (["--difference", "120"], "above 0 and below 100"),
+        (["--difference", "1", "--power", "1"], "between 0 and 1"),
+    ):
         assert 2 == _run(["power", *bad])
+        assert says in capsys.readouterr().err
+
+
+def test_folders_without_a_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence each, exit 2."""
+    assert 2 == _run(["compare", str(tmp_path)])
+    assert "two runs or more, got 1" in capsys.readouterr().err
+    assert 2 == _run(["compare", str(tmp_path), str(tmp_path)])
+    assert "is not a run folder" in capsys.readouterr().err
