@@ -32,7 +32,7 @@ from robustgen.threat import ThreatModel
 __all__ = ["Verification", "verify_run"]
 
 _VOTES = 21  # draws of a randomised classifier whose majority is its prediction
-_CLOSE = 1e-3  # margins below this share of the largest logit may be decided by the rounding of another machine
+_CLOSE = 1e-3  # logit margins below this may be decided by the rounding of another machine
 _SHOWN = 5  # ids named in one sentence
 
 
@@ -117,9 +117,9 @@ class _Check:
             spec = RunSpec.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError) as error:
             raise RecordError(f"{path} cannot be read: {error}.") from None
-        mine, theirs = spec.identity()[:12], self.record.identity[:12]
+        mine, theirs = spec.identity(), self.record.identity
         if mine != theirs:
-            self.wrong.append(f"spec.json was edited: it hashes to {mine}, the record says {theirs}.")
+            self.wrong.append(f"spec.json was edited: it hashes to {mine[:12]}, the record says {theirs[:12]}.")
         recorded = {key: value for key, value in asdict(spec).items() if self.record.spec.get(key) != value}
         if recorded:
             self.wrong.append(f"record.json and spec.json disagree on {', '.join(sorted(recorded))}.")
