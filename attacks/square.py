@@ -13,25 +13,30 @@ from robustgen.attacks.losses import margin
 from robustgen.errors import SpecError
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
-from robustgen.threat import ThreatModel, per_row
+from robustgen.threat import Norm, ThreatModel, per_row
 
 __all__ = ["Square", "SquareState"]
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # iterations after which the area fraction p halves
 _ORDER = {"l2": 2, "l1": 1}
 _TINY = 1e-12
+_DRAWN = 32  # rounds whose random numbers are drawn at once
 
 
 @dataclass(kw_only=True)
 class SquareState(State):
     """What was accepted: `x_best` (B, C, H, W), its `logits_best` (B, K) and `margin_best` (B,).
 
-    Before the first query the logits are one column of zeros and the margin is +inf.
+    Before the first query the logits are one column of zeros and the margin is +inf. `words` (B, _DRAWN, 5 + C) int64
+    are the random numbers of the rounds from `drawn` (B,) on: a round needs few, and to draw them one by one would
+    cost as much as the rest of a proposal.
     """
 
     x_best: Tensor
     margin_best: Tensor
     logits_best: Tensor
+    words: Tensor
+    drawn: Tensor
 
 
 @register_attack("square")
@@ -65,11 +70,13 @@ class Square:
         return SquareState.start(
             x, y, threat, rng,
             x_best=start, margin_best=x.new_full((len(x),), torch.inf), logits_best=x.new_zeros(len(x), 1),
+            words=y.new_zeros(len(x), _DRAWN, 5 + x.shape[1]), drawn=torch.full_like(y, -_DRAWN),
         )  # fmt: skip
 
     def step(self, oracle: QueryModel, s: State) -> SquareState:
         """Query one proposal for every row and keep those that lower the margin."""
         assert isinstance(s, SquareState)
+        s = _draw(s)
         proposal = torch.where(per_row(s.i == 0, s.x), s.x_best, self._propose(s))
         # Late Linf squares often fall on pixels that lie at that end of the ball already, and change nothing.
         idle = (s.i > 0) & (proposal == s.x_best).flatten(1).all(1)
@@ -87,16 +94,35 @@ class Square:
         )
 
     def _propose(self, s: SquareState) -> Tensor:
-        height, width = s.x.shape[2:]
         iteration = (s.i - 1).clamp(min=0)
         halvings = (iteration[:, None] > torch.tensor(_HALVINGS, device=s.x.device)).sum(1)
-        side = (self.p_init * 0.5**halvings * height * width).sqrt().round().long()
-        words = s.rng.words(5 + s.x.shape[1], "square", s.i, s.x.device)
+        sides = _sides(self.p_init, *s.x.shape[2:], s.threat.norm)
+        side = torch.tensor(sides, device=s.x.device)[halvings]
+        words = s.words[torch.arange(len(s.i), device=s.i.device), s.i - s.drawn]
         if s.threat.norm == "linf":
-            side = side.clamp(1, min(height, width))
             return _square_linf(s, side, words)
-        side = (side.clamp(min=3) // 2 * 2 + 1).clamp(max=min(height, width))
-        return _square_l2(s, side, words) if s.threat.norm == "l2" else _square_l1(s, side, words)
+        eta = _eta_table(sides, _ORDER[s.threat.norm]).to(s.x)[halvings, words[:, 4] & 1]
+        return (_square_l2 if s.threat.norm == "l2" else _square_l1)(s, side, words, eta)
+
+
+def _draw(s: SquareState) -> SquareState:
+    """The state with random numbers for the coming round in every row."""
+    if (s.i - s.drawn < _DRAWN).all():
+        return s
+    rows = torch.arange(len(s.i), device=s.i.device).repeat_interleave(_DRAWN)
+    rounds = (s.i[:, None] + torch.arange(_DRAWN, device=s.i.device)).flatten()
+    words = s.rng.take(rows).words(s.words.shape[2], "square", rounds, s.x.device)
+    return replace(s, words=words.reshape(s.words.shape), drawn=s.i)
+
+
+@lru_cache(maxsize=64)
+def _sides(p_init: float, height: int, width: int, norm: Norm) -> tuple[int, ...]:
+    """The side of the square after 0, 1, ... halvings of the area fraction."""
+    areas = p_init * 0.5 ** torch.arange(len(_HALVINGS) + 1) * height * width
+    sides = areas.sqrt().round().long()
+    if norm != "linf":
+        sides = sides.clamp(min=3) // 2 * 2 + 1
+    return tuple(sides.clamp(1, min(height, width)).tolist())
 
 
 def _stripes(x: Tensor, threat: ThreatModel, rng: ExampleRng) -> Tensor:
@@ -107,14 +133,13 @@ def _stripes(x: Tensor, threat: ThreatModel, rng: ExampleRng) -> Tensor:
 
 def _square_linf(s: SquareState, side: Tensor, words: Tensor) -> Tensor:
     """Algorithm 2: one square of side (B,), each channel moved by 2 eps up or down, then projected."""
-    window = _window(s.x, side, words[:, 0], words[:, 1])
+    window = _window(s.x, side, *_offsets(s.x, side, words[:, 0], words[:, 1]))
     signs = _signs(words, s.x)
     return s.threat.project(s.x, s.x_best + 2 * s.threat.eps * signs * window)
 
 
-def _window(x: Tensor, side: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """(B, 1, H, W): 1 in a square of side (B,), placed by two random words (B,)."""
-    r, c = _offsets(x, side, row, column)
+def _window(x: Tensor, side: Tensor, r: Tensor, c: Tensor) -> Tensor:
+    """(B, 1, H, W): 1 where both offsets (B, H) and (B, W) lie in 0 .. side - 1."""
     inside_r, inside_c = (r >= 0) & (r < side[:, None]), (c >= 0) & (c < side[:, None])
     return (inside_r[:, :, None] & inside_c[:, None, :]).unsqueeze(1).to(x.dtype)
 
@@ -135,33 +160,36 @@ def _signs(words: Tensor, x: Tensor) -> Tensor:
     return ((words[:, 5:] & 1) * 2 - 1).to(x.dtype)[:, :, None, None]
 
 
-def _square_l2(s: SquareState, side: Tensor, words: Tensor) -> Tensor:
+def _square_l2(s: SquareState, side: Tensor, words: Tensor, eta: Tensor) -> Tensor:
     """Algorithm 3: the norm in window 2, and what the ball has left, move to window 1, in the shape of eta."""
     nu = s.x_best - s.x
     unused = (s.threat.eps**2 - nu.square().sum((1, 2, 3), keepdim=True)).clamp(min=0)
-    shape, windows = _reshaped(s, nu, side, words)
+    shape, windows = _reshaped(s, nu, side, words, eta)
     budget = (_norm(nu * windows, 2).square() + unused / s.x.shape[1]).sqrt()
     nu = nu * (1 - windows) + shape * budget
     length = nu.square().sum((1, 2, 3), keepdim=True).sqrt()
     return s.threat.project(s.x, s.x + nu * s.threat.eps / (length + _TINY))
 
 
-def _square_l1(s: SquareState, side: Tensor, words: Tensor) -> Tensor:
+def _square_l1(s: SquareState, side: Tensor, words: Tensor, eta: Tensor) -> Tensor:
     """Algorithm 3 with L1 norms (Croce & Hein 2021): each of C channels gets C times its share, then projected."""
     nu = s.x_best - s.x
     unused = (s.threat.eps - nu.abs().sum((1, 2, 3), keepdim=True)).clamp(min=0)
-    shape, windows = _reshaped(s, nu, side, words)
+    shape, windows = _reshaped(s, nu, side, words, eta)
     budget = s.x.shape[1] * _norm(nu * windows, 1) + unused
     return s.threat.project(s.x, s.x + nu * (1 - windows) + shape * budget)
 
 
-def _reshaped(s: SquareState, nu: Tensor, side: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+def _reshaped(s: SquareState, nu: Tensor, side: Tensor, words: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
     """nu in window 1 with eta added, of unit norm in each channel (B, C, H, W); 1 in either window (B, 1, H, W)."""
     p = _ORDER[s.threat.norm]
-    w1 = _window(s.x, side, words[:, 0], words[:, 1])
-    w2 = _window(s.x, side, words[:, 2], words[:, 3])
-    eta = _eta_image(s.x, side, words, p) * _signs(words, s.x)
-    shape = eta + nu * w1 / (_norm(nu * w1, p) + _TINY)
+    r, c = _offsets(s.x, side, words[:, 0], words[:, 1])
+    w1 = _window(s.x, side, r, c)
+    w2 = _window(s.x, side, *_offsets(s.x, side, words[:, 2], words[:, 3]))
+    inside, last = nu * w1, eta.shape[1] - 1
+    rows = torch.arange(len(r), device=r.device)[:, None, None]
+    bumps = eta[rows, r.clamp(0, last)[:, :, None], c.clamp(0, last)[:, None]].unsqueeze(1) * w1
+    shape = bumps * _signs(words, s.x) + inside / (_norm(inside, p) + _TINY)
     return shape / (_norm(shape, p) + _TINY), torch.maximum(w1, w2)
 
 
@@ -172,19 +200,12 @@ def _norm(z: Tensor, p: int) -> Tensor:
     return z.square().sum((2, 3), keepdim=True).sqrt()
 
 
-def _eta_image(x: Tensor, side: Tensor, words: Tensor, p: int) -> Tensor:
-    """(B, 1, H, W): eta of side (B,) in window 1, half of the rows transposed."""
-    r, c = _offsets(x, side, words[:, 0], words[:, 1])
-    sides = side.unique().tolist()
+@lru_cache(maxsize=64)
+def _eta_table(sides: tuple[int, ...], p: int) -> Tensor:
+    """(len(sides), 2, L, L) for the longest side L: eta of each side in the upper left corner, and its transpose."""
     longest = max(sides)
     table = torch.stack([torch.nn.functional.pad(_eta(k, p), (0, longest - k, 0, longest - k)) for k in sides])
-    table = torch.stack([table, table.transpose(1, 2)], 1).to(x)  # (sides, 2, longest, longest)
-    kind = torch.searchsorted(side.unique(), side)
-    flip = words[:, 4] & 1
-    picked: Tensor = table[
-        kind[:, None, None], flip[:, None, None], r.clamp(0, longest - 1)[:, :, None], c.clamp(0, longest - 1)[:, None]
-    ]
-    return picked.unsqueeze(1) * _window(x, side, words[:, 0], words[:, 1])
+    return torch.stack([table, table.transpose(1, 2)], 1)
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from typing import Any
 import robustgen
 from robustgen.benchmarks.harness import store
 from robustgen.cards import Card, bundled_cards
-from robustgen.environment import use_available_cores
+from robustgen.environment import tune_process
 
 PLANS = ("rapid", "standard")
 N = 32
@@ -29,7 +29,7 @@ def measure(name: str, kind: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, store."""
-    use_available_cores()
+    tune_process()
     rows = [measure(name, Card.load(path).kind) for name, path in sorted(bundled_cards().items())]
     for row in rows:
         plans = ", ".join(f"{plan} {row[plan]['robust']:.2f} {row[plan]['flags']}" for plan in PLANS)

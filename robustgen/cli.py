@@ -103,10 +103,10 @@ def eval_command(
 
         given = load_suite(suite).request(given)
     request = Request(classifier=classifier, precision=precision, weights=weights, data_dir=data_dir, **given)
-    from robustgen.environment import use_available_cores
+    from robustgen.environment import tune_process
     from robustgen.evaluation import run_job
 
-    use_available_cores()
+    tune_process()
     record = _with_progress(
         lambda progress: run_job(prepare(request, device=device, batch_size=batch_size, out=out), progress)
     )
@@ -138,10 +138,10 @@ def train_command(
 
       robustgen train fmnist-at --data-dir ~/data --out trained/fmnist-at
     """
-    from robustgen.environment import use_available_cores
+    from robustgen.environment import tune_process
     from robustgen.train import load_recipe, parse_duration, train
 
-    use_available_cores()
+    tune_process()
     folder = out or Path("trained") / load_recipe(recipe).name
     seconds = None if budget is None else parse_duration(budget)
     result = _with_progress(
@@ -209,10 +209,10 @@ def plot_command(
 
       robustgen plot runs/fmnist-test-1k-fmnist-at-0123abcd
     """
-    from robustgen.environment import use_available_cores
+    from robustgen.environment import tune_process
     from robustgen.plot import plot_run
 
-    use_available_cores()
+    tune_process()
     pictures = _with_progress(
         lambda progress: plot_run(
             run,
@@ -246,11 +246,11 @@ def verify_command(
     """
     from dataclasses import asdict
 
-    from robustgen.environment import use_available_cores
+    from robustgen.environment import tune_process
     from robustgen.report import verification_lines
     from robustgen.verify import verify_run
 
-    use_available_cores()
+    tune_process()
     found = verify_run(run, classifier=classifier, weights=weights, data_dir=data_dir, device=device)
     if json_:
         print(json.dumps({**asdict(found), "run": str(run), "holds": found.holds}))

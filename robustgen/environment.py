@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from robustgen import __version__
 from robustgen.errors import SpecError
 
-__all__ = ["describe_environment", "pick_device", "use_available_cores"]
+__all__ = ["describe_environment", "pick_device", "tune_process"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -34,12 +35,31 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def use_available_cores() -> None:
+def tune_process() -> None:
+    """Settings of a process that is all ours, such as a command line: threads and memory; called before any work."""
+    _use_available_cores()
+    _keep_freed_memory()
+
+
+def _use_available_cores() -> None:
     """One torch thread a core that this process may use; OMP_NUM_THREADS, where set, is respected."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, min(cores, _cgroup_cores())))
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: by default it hands large blocks back, and each query faults them in again.
+
+    On a WideResNet in batches of 250 that was up to half of the time of a gradient (`mallopt(3)`: M_MMAP_THRESHOLD is
+    -3, M_TRIM_THRESHOLD -1). MALLOC_ variables of the user's own are respected; other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 2**30)
+    libc.mallopt(-1, 2**31 - 1)
 
 
 def _cgroup_cores() -> int:

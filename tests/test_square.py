@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustgen.attacks.square import Square, SquareState
+from robustgen.attacks.square import Square
 from robustgen.oracle import Oracle
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
@@ -161,18 +161,11 @@ def test_linf_proposals_are_squares_of_the_schedule() -> None:
     """For 32 x 32 the sides are those that the paper's schedule gives."""
     x = torch.full((1, 3, 32, 32), 0.5)
     threat = ThreatModel("linf", 0.1)
-    attack = Square()
-    state = SquareState.start(
-        x,
-        torch.zeros(1, dtype=torch.int64),
-        threat,
-        ExampleRng.of(0, [0]),
-        x_best=x,
-        margin_best=torch.ones(1),
-        logits_best=torch.zeros(1, 1),
-    )
+    oracle, attack = Oracle(make_convnet(channels=3, classes=2)), Square()
+    start = attack.init(oracle, x, torch.zeros(1, dtype=torch.int64), threat, ExampleRng.of(0, [0]))
+    state = replace(start, x_best=x)
     sides = ((0, 29), (10, 29), (11, 20), (51, 14), (201, 10), (501, 7), (1001, 5), (2001, 4), (4001, 3))
     for iteration, side in sides:
-        proposal = attack._propose(replace(state, i=torch.tensor([iteration + 1])))
+        proposal = attack.step(oracle, replace(state, i=torch.tensor([iteration + 1]))).x_adv
         changed = (proposal != x).any(1)[0]
         assert (side, side) == (int(changed.any(1).sum()), int(changed.any(0).sum()))

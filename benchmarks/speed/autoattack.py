@@ -23,7 +23,7 @@ from typing import Any
 import robustgen
 from robustgen.benchmarks.harness import RESULTS, reference_verdicts, store
 from robustgen.cards import Card, bundled_cards
-from robustgen.environment import use_available_cores
+from robustgen.environment import tune_process
 from robustgen.record import ExampleRecord, RunRecord
 from robustgen.spec import compact_ids
 from robustgen.threat import ThreatModel
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure again what is stored")
     parser.add_argument("--write-card", action="store_true", help="put the figures into the bundled card")
     options = parser.parse_args()
-    use_available_cores()
+    tune_process()
     logging.getLogger("auto-attack").setLevel(logging.WARNING)
     path = RESULTS / f"{NAME}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []

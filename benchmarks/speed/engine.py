@@ -13,7 +13,7 @@ from robustgen.attacks.apgd import APGDCE
 from robustgen.benchmarks.harness import compare, store
 from robustgen.classifiers import load_classifier
 from robustgen.data import load_data
-from robustgen.environment import use_available_cores
+from robustgen.environment import tune_process
 from robustgen.judge import Judge
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchForm, SearchModel, choose_form
@@ -26,7 +26,7 @@ BATCH = 250
 
 def main() -> None:
     """Measure, print, store."""
-    use_available_cores()
+    tune_process()
     classifier, data, threat = load_classifier("fmnist-at"), load_data("fmnist-test-1k"), ThreatModel("linf", 0.1)
     x, y = data.batch(range(len(data)))
     judge, plain = Judge(classifier, threat), SearchModel(classifier, SearchForm())

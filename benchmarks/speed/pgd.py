@@ -16,7 +16,7 @@ from robustgen import engine
 from robustgen.attacks.pgd import PGD
 from robustgen.benchmarks.harness import compare, store
 from robustgen.classifiers import load_classifier
-from robustgen.environment import use_available_cores
+from robustgen.environment import tune_process
 from robustgen.judge import Judge
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchForm, SearchModel, choose_form
@@ -82,7 +82,7 @@ def our_side(classifier: nn.Module, search: SearchModel, x: Tensor, y: Tensor) -
 
 def main() -> None:
     """Measure, print, store."""
-    use_available_cores()
+    tune_process()
     rows = []
     for name in ("fmnist-at", "fmnist-standard"):
         classifier = load_classifier(name)
