@@ -7,22 +7,23 @@ exactly what it does; the string is part of a run's identity.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from robustgen.adversarials import Adversarials
 from robustgen.attacks.apgd import APGDCE, APGDDLR, APGDT
 from robustgen.attacks.base import Attack
 from robustgen.attacks.fab import FAB, FABT
+from robustgen.attacks.fmn import FMNT
 from robustgen.attacks.losses import LOSSES, Loss, ProbabilityMargin, TargetedMargin
-from robustgen.attacks.malt import MALT
 from robustgen.attacks.square import Square
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import ATTACKS, PLANS, register_plan
 from robustgen.threat import ThreatModel
 
-__all__ = ["Plan", "describe", "parse_attack", "parse_plan"]
+__all__ = ["Plan", "describe", "parameters", "parse_attack", "parse_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +123,15 @@ def rapid(threat: ThreatModel) -> Plan:
     """The figure of `standard` at a fiftieth of AutoAttack's time; goes on to `standard` where gradients may lie.
 
     Cross-entropy first, then the margin to each of the nine nearest classes, where a restart is given up as soon as it
-    would not arrive at its pace, then other losses and more steps for what came near; last, a probe without gradients.
+    would not arrive at its pace, then walks along the boundary, other losses and more steps for what came near; last, a
+    probe without gradients.
     """
     attacks = (
-        APGDCE(steps=20, patience=5),
-        APGDT(steps=40, restarts=4, loss=TargetedMargin(), patience=8),
-        Near(APGDT(steps=40, restarts=5, loss=TargetedMargin(), patience=8, skip=4), within=0.8),
-        Near(APGDT(loss=TargetedMargin(), patience=22), within=0.3),
+        APGDCE(steps=20, patience=8),
+        APGDT(steps=40, restarts=3, loss=TargetedMargin(), patience=8),
+        Near(APGDT(steps=40, restarts=6, loss=TargetedMargin(), patience=8, skip=3), within=0.7),
+        Near(FMNT(steps=30, restarts=3), within=0.35),
+        Near(APGDT(restarts=5, patience=22), within=0.2),
         Near(APGDCE(restarts=2, loss=ProbabilityMargin(), patience=12), within=0.2),
         Square(steps=20),
     )
@@ -141,11 +144,12 @@ def strong(_threat: ThreatModel) -> Plan:
     attacks = (
         APGDCE(steps=20),
         APGDT(steps=40, restarts=4, loss=TargetedMargin(), patience=8),
-        Near(APGDT(steps=40, restarts=5, loss=TargetedMargin(), patience=6, skip=4), within=0.85),
-        Near(APGDT(patience=22), within=0.4),
-        Near(MALT(patience=22), within=0.4),
-        Near(APGDCE(restarts=3, loss=ProbabilityMargin(), patience=20), within=0.35),
-        Near(Square(steps=300), within=0.2),
+        Near(APGDT(steps=40, restarts=5, loss=TargetedMargin(), patience=8, skip=4), within=0.7),
+        Near(FMNT(steps=30, restarts=4), within=0.5),
+        Near(FMNT(steps=60, restarts=3), within=0.3),
+        Near(APGDT(restarts=5, patience=22), within=0.25),
+        Near(APGDCE(restarts=2, loss=ProbabilityMargin(), patience=20), within=0.2),
+        Near(Square(steps=300), within=0.1),
         Square(steps=50),
     )
     return Plan("strong", 1, attacks)
@@ -178,9 +182,17 @@ def parse_attack(text: str) -> Attack:
     return _build(name, options)
 
 
+def parameters(kind: type[Attack]) -> dict[str, Any]:
+    """Name and default of each hyper-parameter of an attack."""
+    return {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory()
+        for f in fields(kind)  # type: ignore[arg-type]
+    }
+
+
 def _build(name: str, options: dict[str, Any]) -> Attack:
     kind = ATTACKS[name]
-    known = {f.name: f.default for f in fields(kind)}
+    known = parameters(kind)
     for key in options:
         if key not in known:
             raise unknown_name(f"parameter of {name}", key, known)
@@ -199,17 +211,21 @@ def _convert(name: str, key: str, value: Any, default: object) -> Any:
             kind = "an integer" if isinstance(default, int) else "a number"
             raise SpecError(f"attack '{name}': {key} must be {kind}, got '{value}'.")
         return int(number) if isinstance(default, int) else number
+    if isinstance(default, Adversarials):
+        return Adversarials.parse(str(value))
     if value not in LOSSES:
         raise unknown_name(f"loss for {name}", str(value), LOSSES)
     loss: Loss = LOSSES[value]
     return loss
 
 
-def parse_plan(plan: str, attacks: str | None, threat: ThreatModel) -> Plan:
+def parse_plan(plan: str, attacks: str | Sequence[Attack] | None, threat: ThreatModel) -> Plan:
     """The plan of that name or TOML file, or the attacks listed with commas.
 
     A TOML file holds `name`, `version` and a list `[[attacks]]` of tables with `name` and parameters.
     """
+    if attacks is not None and not isinstance(attacks, str):
+        return Plan("imported", 1, tuple(attacks))
     if attacks is not None:
         listed = [part for part in attacks.split(",") if part.strip()]
         if not listed:

@@ -9,21 +9,25 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from robustgen.classifiers import Classifier
+from robustgen.durable import write_json
 from robustgen.environment import describe_environment
-from robustgen.journal import write_json
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.threat import ThreatModel
 
-__all__ = ["RESULTS", "Comparison", "compare", "reference_verdicts", "store"]
+__all__ = ["RESULTS", "Comparison", "compare", "in_fresh_process", "reference_verdicts", "store"]
+
+T = TypeVar("T")
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -58,6 +62,12 @@ def compare(ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int = 5) 
             work()
             side.append(time.perf_counter() - start)
     return Comparison(*seconds)
+
+
+def in_fresh_process(work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` returns when called in a Python process of its own, which begins with nothing imported."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def reference_verdicts(classifier: Classifier, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[list[bool], float]:

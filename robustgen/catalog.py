@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from robustgen.errors import SpecError, unknown_name
@@ -108,6 +108,7 @@ def details(name: str) -> str:
 
 
 def _attack_details(name: str) -> str:
+    from robustgen.attacks.plans import parameters
     from robustgen.registry import ATTACKS
 
     attack = ATTACKS[name]
@@ -118,9 +119,8 @@ def _attack_details(name: str) -> str:
         "",
         "Parameters (type --attacks NAME:parameter=value):",
     ]
-    for f in fields(attack):
-        default: Any = f.default
-        lines.append(f"  {f.name} = {default.protocol(10) if hasattr(default, 'protocol') else default}")
+    for key, default in parameters(attack).items():
+        lines.append(f"  {key} = {default.protocol(10) if hasattr(default, 'protocol') else default}")
     return "\n".join(lines)
 
 

@@ -5,36 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from robustgen import __version__
+from robustgen.cli_options import DataDir, Device, Json, Weights, app, with_progress
 from robustgen.errors import RobustgenError, SpecError
 
-if TYPE_CHECKING:
-    from robustgen.progress import Progress
-
 __all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="robustgen",
-    help="Robustness claims that anybody can check: attack a classifier, keep the evidence.\n\n"
-    "Try it: robustgen eval    (bundled classifier, embedded images, under a minute, no download)",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of the table.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of full data sets (default: $ROBUSTGEN_DATA).")]
-Weights = Annotated[Path | None, typer.Option(help="Weights (.safetensors, or .pt without code) to use instead.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
 def _version(wanted: bool) -> None:
@@ -66,6 +46,9 @@ def eval_command(
     threat: Annotated[str | None, typer.Option(help="Such as linf:8/255, l2:0.5 or l1:12.")] = None,
     plan: Annotated[str | None, typer.Option(help="Plan by name or TOML file (default: rapid).")] = None,
     attacks: Annotated[str | None, typer.Option(help="Instead of a plan: pgd:steps=20:restarts=2,square")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Run folder whose witnesses are tried first, as a transfer attack.")
+    ] = None,
     suite: Annotated[str | None, typer.Option(help="Data, ids, threat, plan and seed of a published suite.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="The first N examples.")] = None,
     ids: Annotated[str | None, typer.Option(help="These examples: 0-99,205 or a file of ids.")] = None,
@@ -102,14 +85,25 @@ def eval_command(
         from robustgen.suites import load_suite
 
         given = load_suite(suite).request(given)
+    if start_from is not None:
+        from robustgen.adversarials import Adversarials
+
+        given["start"] = Adversarials.of_run(start_from)
     request = Request(classifier=classifier, precision=precision, weights=weights, data_dir=data_dir, **given)
     from robustgen.environment import tune_process
     from robustgen.evaluation import run_job
+    from robustgen.ranks import joined_ranks
 
     tune_process()
-    record = _with_progress(
-        lambda progress: run_job(prepare(request, device=device, batch_size=batch_size, out=out), progress)
-    )
+    with joined_ranks() as ranks:
+        record = with_progress(
+            lambda progress: run_job(
+                prepare(request, device=device, batch_size=batch_size, out=out, ranks=ranks), progress, ranks
+            ),
+            silent=not ranks.first,
+        )
+        if not ranks.first:
+            return
     if json_:
         print(json.dumps(record.to_json()))
         return
@@ -144,7 +138,7 @@ def train_command(
     tune_process()
     folder = out or Path("trained") / load_recipe(recipe).name
     seconds = None if budget is None else parse_duration(budget)
-    result = _with_progress(
+    result = with_progress(
         lambda progress: train(
             recipe, out=folder, data_dir=data_dir, device=device, budget_seconds=seconds, progress=progress
         )
@@ -193,126 +187,7 @@ def show_command(
     print(catalog.details(name))
 
 
-@app.command("plot")
-def plot_command(
-    run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` left.")],
-    out: Annotated[Path | None, typer.Option(help="Where to put the pictures (default: the run folder).")] = None,
-    n: Annotated[int, typer.Option("--n", help="Examples behind the curve of accuracy against eps.")] = 200,
-    classifier: Annotated[str | None, typer.Option(help="Only for a classifier that the record cannot name.")] = None,
-    weights: Weights = None,
-    data_dir: DataDir = None,
-    device: Device = "auto",
-) -> None:
-    """Draw accuracy against eps, and a grid of clean, adversarial and amplified difference.
-
-    Example -
-
-      robustgen plot runs/fmnist-test-1k-fmnist-at-0123abcd
-    """
-    from robustgen.environment import tune_process
-    from robustgen.plot import plot_run
-
-    tune_process()
-    pictures = _with_progress(
-        lambda progress: plot_run(
-            run,
-            out=out,
-            n=n,
-            classifier=classifier,
-            weights=weights,
-            data_dir=data_dir,
-            device=device,
-            progress=progress,
-        )
-    )
-    for path in pictures:
-        print(path)
-
-
-@app.command("verify")
-def verify_command(
-    run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` left.")],
-    classifier: Annotated[str | None, typer.Option(help="Only for a classifier that the record cannot name.")] = None,
-    weights: Weights = None,
-    data_dir: DataDir = None,
-    device: Device = "auto",
-    json_: Json = False,
-) -> None:
-    """Check a finished run from its witnesses, without attacking again; exit code 1 when something is wrong.
-
-    Example -
-
-      robustgen verify runs/fmnist-test-1k-fmnist-at-0123abcd
-    """
-    from dataclasses import asdict
-
-    from robustgen.environment import tune_process
-    from robustgen.report import verification_lines
-    from robustgen.verify import verify_run
-
-    tune_process()
-    found = verify_run(run, classifier=classifier, weights=weights, data_dir=data_dir, device=device)
-    if json_:
-        print(json.dumps({**asdict(found), "run": str(run), "holds": found.holds}))
-    else:
-        print("\n".join(verification_lines(found)))
-    if not found.holds:
-        raise typer.Exit(1)
-
-
-@app.command("compare")
-def compare_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more.")],
-    json_: Json = False,
-) -> None:
-    """Compare runs over the same examples: intervals, exact paired test, ties, who changed side.
-
-    Example -
-
-      robustgen compare runs/fmnist-test-1k-fmnist-at-0123abcd runs/fmnist-test-1k-fmnist-standard-4567cdef
-    """
-    from robustgen.compare import compare_runs
-
-    found = compare_runs(runs)
-    if json_:
-        print(json.dumps(found.to_json()))
-        return
-    from robustgen.report import comparison_lines
-
-    print("\n".join(comparison_lines(found)))
-
-
-@app.command("power")
-def power_command(
-    difference: Annotated[float, typer.Option(help="Difference of two accuracies, in points.")],
-    power: Annotated[float, typer.Option(help="Probability of telling the two apart.")] = 0.8,
-    json_: Json = False,
-) -> None:
-    """Say how many examples two classifiers must share before a difference can be told from chance.
-
-    Example -
-
-      robustgen power --difference 1.0
-    """
-    from robustgen.report import power_rows
-
-    rows = power_rows(difference, power)
-    if json_:
-        print(json.dumps([{"differing": share, "examples": n} for share, n in rows]))
-        return
-    print(f"To tell {difference:g} points from chance in {100 * power:g} % of the cases (paired test at 5 %):")
-    for share, n in rows:
-        print(f"  where the two differ on {100 * share:4.1f} % of the examples: {n:>7,} examples")
-
-
-def _with_progress(work: Callable[[Progress], Any]) -> Any:
-    """Run some work with progress on stderr."""
-    from robustgen.progress import RichBars, for_terminal
-
-    progress = for_terminal()
-    with progress if isinstance(progress, RichBars) else nullcontext():
-        return work(progress)
-
+from robustgen import cli_runs  # noqa: E402, F401 -- registers the commands that begin with a run folder
 
 # typer brings its own copy of click in some versions and imports click in others; BadParameter leads to the right one.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

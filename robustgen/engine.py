@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 Fetch = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 """Example ids -> images (B, C, H, W) float32 in [0, 1] and labels (B,) int64, on the device of the oracle."""
 
-Entry = tuple[int, int, int, int, float]
-"""An example that waits: id, restart, and the forwards, backwards and smallest margin so far."""
 
 _REFILL_SHARE = 8  # rows are refilled when an eighth of the batch stands empty: small refills cost more than they save
 
@@ -48,7 +47,9 @@ class Outcome:
         round, restart: when it was broken, both from 0; None when not broken.
         forwards, backwards: what was spent on this example.
         margin: the smallest margin z_y - max z_other that the oracle showed inside the threat model: how near it came.
+        missed: whether the oracle ever misclassified a point inside, whatever the judge said of it.
         error: why the row was given up ("the model's output is not finite"), else None.
+        nearest: (C, H, W) float32 on the CPU, the point of the smallest margin, where it was asked for; else None.
     """
 
     id: int
@@ -61,7 +62,21 @@ class Outcome:
     forwards: int
     backwards: int
     margin: float
+    missed: bool = False
     error: str | None = None
+    nearest: Tensor | None = None
+
+
+class _Entry(NamedTuple):
+    """An example that waits, with what its earlier restarts left."""
+
+    id: int
+    restart: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    margin: float = math.inf
+    missed: bool = False
+    nearest: Tensor | None = None
 
 
 @dataclass
@@ -73,6 +88,8 @@ class _Batch(Rows):
     forwards: Tensor
     backwards: Tensor
     margin: Tensor
+    missed: Tensor
+    nearest: Tensor | None  # (B, C, H, W) where it is asked for
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -94,6 +111,7 @@ def run(
     seed: int,
     batch_size: int,
     finish: Callable[[Outcome], None],
+    keep_nearest: bool = False,
 ) -> None:
     """Attack each example until it is broken or every restart has been spent.
 
@@ -107,14 +125,15 @@ def run(
         seed: of every example's random stream.
         batch_size: rows held at once.
         finish: called once for each id, as soon as its outcome is known.
+        keep_nearest: fill in `Outcome.nearest` of those that were not broken.
     """
-    waiting = deque((id_, 0, 0, 0, math.inf) for id_ in ids)  # id, restart, forwards, backwards and margin so far
+    waiting = deque(_Entry(id_) for id_ in ids)
     rows: _Batch | None = None
     while waiting or rows is not None:
         vacant = batch_size - (0 if rows is None else len(rows))
         if waiting and (rows is None or vacant * _REFILL_SHARE >= batch_size or vacant >= len(waiting)):
             entering = [waiting.popleft() for _ in range(min(vacant, len(waiting)))]
-            fresh = _enter(attack, oracle, fetch, threat, seed, entering)
+            fresh = _enter(attack, oracle, fetch, threat, seed, entering, keep_nearest)
             rows = fresh if rows is None else rows.join(fresh)
         assert rows is not None
         largest = _round(rows, attack, oracle)
@@ -130,13 +149,20 @@ def _enter(
     fetch: Fetch,
     threat: ThreatModel,
     seed: int,
-    entering: Sequence[Entry],
+    entering: Sequence[_Entry],
+    keep_nearest: bool,
 ) -> _Batch:
-    ids, restarts, forwards, backwards, near = (torch.tensor(column) for column in zip(*entering, strict=True))
+    ids, restarts, forwards, backwards, near, missed = (
+        torch.tensor(column) for column in zip(*(entry[:6] for entry in entering), strict=True)
+    )
     x, y = fetch(ids.tolist())
     before = oracle.cost
     state = attack.init(oracle, x, y, threat, ExampleRng.of(seed, ids, restarts))
-    rows = _Batch(state, ids, forwards, backwards, near)
+    nearest = None
+    if keep_nearest:
+        points = [image if entry.nearest is None else entry.nearest for entry, image in zip(entering, x, strict=True)]
+        nearest = torch.stack([point.to(x) for point in points])
+    rows = _Batch(state, ids, forwards, backwards, near, missed, nearest)
     rows.charge(oracle.cost - before)
     return rows
 
@@ -166,7 +192,7 @@ def _settle(
     rows: _Batch,
     attack: Attack,
     judge: Judge,
-    waiting: deque[Entry],
+    waiting: deque[_Entry],
     finish: Callable[[Outcome], None],
 ) -> _Batch | None:
     """Let out the rows that are broken, ill or done; returns those that stay, or None."""
@@ -179,7 +205,7 @@ def _settle(
     for row in done.nonzero().flatten().tolist():
         restart = int(s.rng.restart[row]) + 1
         if restart < attack.restarts:
-            waiting.append((int(rows.ids[row]), restart, *_spent(rows, row)))
+            waiting.append(_Entry(int(rows.ids[row]), restart, *_spent(rows, row), _nearest(rows, row)))
         else:
             finish(_unbroken(rows, row))
     stay = ~(broken | done | ill.cpu())
@@ -201,9 +227,18 @@ def _measure(rows: _Batch, threat: ThreatModel, ill: Tensor) -> Tensor:
     if len(candidates):
         inside = candidates[threat.contains(s.x[candidates], s.x_adv[candidates])]
         hit[inside] = missed[inside]
-        inside, gap = inside.cpu(), gap.to("cpu", rows.margin.dtype)
-        rows.margin[inside] = torch.minimum(rows.margin[inside], gap[inside])
+        _remember(rows, inside, gap, hit)
     return hit
+
+
+def _remember(rows: _Batch, inside: Tensor, gap: Tensor, hit: Tensor) -> None:
+    """Smallest margin, whether there was a miss, and the nearest point, for rows whose point lies inside."""
+    here, gaps = inside.cpu(), gap[inside].to("cpu", rows.margin.dtype)
+    nearer = gaps < rows.margin[here]
+    rows.margin[here] = torch.minimum(rows.margin[here], gaps)
+    rows.missed |= hit.cpu()
+    if rows.nearest is not None:
+        rows.nearest[inside[nearer.to(inside.device)]] = rows.state.x_adv[inside[nearer.to(inside.device)]]
 
 
 def _judge_candidates(rows: _Batch, judge: Judge, hit: Tensor, finish: Callable[[Outcome], None]) -> Tensor:
@@ -229,15 +264,21 @@ def _judge_candidates(rows: _Batch, judge: Judge, hit: Tensor, finish: Callable[
                 forwards=int(rows.forwards[row]),
                 backwards=int(rows.backwards[row]),
                 margin=float(rows.margin[row]),
+                missed=True,
             )
         )
     return broken
 
 
-def _spent(rows: _Batch, row: int) -> tuple[int, int, float]:
-    """Forwards, backwards and smallest margin so far."""
-    return int(rows.forwards[row]), int(rows.backwards[row]), float(rows.margin[row])
+def _spent(rows: _Batch, row: int) -> tuple[int, int, float, bool]:
+    """Forwards, backwards, smallest margin, and whether there was a miss, so far."""
+    return int(rows.forwards[row]), int(rows.backwards[row]), float(rows.margin[row]), bool(rows.missed[row])
+
+
+def _nearest(rows: _Batch, row: int) -> Tensor | None:
+    return None if rows.nearest is None else rows.nearest[row].detach().to("cpu", copy=True)
 
 
 def _unbroken(rows: _Batch, row: int, error: str | None = None) -> Outcome:
-    return Outcome(int(rows.ids[row]), False, None, None, None, None, None, *_spent(rows, row), error)
+    unknown = (None, None, None, None, None)
+    return Outcome(int(rows.ids[row]), False, *unknown, *_spent(rows, row), error, _nearest(rows, row))

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustgen import engine
 from robustgen.environment import describe_environment
-from robustgen.health import FLAGS, Health, black_box_wins, inspect_classifier
+from robustgen.health import FLAGS, Health, black_box_wins, broken_without_gradients, inspect_classifier
 from robustgen.journal import Journal
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.prepare import Job, Stage
 from robustgen.progress import Progress
+from robustgen.ranks import Ranks
 from robustgen.record import ExampleRecord, RunRecord, summarise
 from robustgen.rng import stage_seed
+from robustgen.scoring import VOTES, score_stochastic
 
 __all__ = ["run_job"]
 
 _HEALTH_ROWS = (16, 64)  # at least and at most; an eighth of the examples in between, so that the cost stays small
-_VOTES = 21  # draws of a randomised classifier whose majority is its prediction
 
 
-def run_job(job: Job, progress: Progress) -> RunRecord:
+def run_job(job: Job, progress: Progress, ranks: Ranks = Ranks()) -> RunRecord:  # noqa: B008 -- frozen
     """Run a job to its end, or go on with one that was left half-way; a finished one is only read.
+
+    Of several ranks each takes its share of the examples; rank 0 merges what all have written.
 
     Raises:
         SpecError, RecordError: the run folder is in use for something else.
         KeyboardInterrupt: passed on, after what is finished has been written.
     """
-    shape = job.dataset.shape
-    journal = Journal(job.folder, job.spec, bytes_needed=len(job.ids) * (4 * shape[0] * shape[1] * shape[2] + 1024))
+    journal = _open(job, ranks)
     if journal.finished:
         progress.note(f"this run was finished before; its record is read from {job.folder}.")
         return RunRecord.load(job.folder)
@@ -46,35 +50,57 @@ def run_job(job: Job, progress: Progress) -> RunRecord:
         # A user's classifier may draw from torch's global generator: seeded here, given back as found.
         with strict_float32(), torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
             torch.manual_seed(job.spec.seed)
-            run = _Run(job, journal, progress)
+            run = _Run(job, journal, progress, ranks)
             run.clean()
             for stage in job.stages:
                 run.attack(stage)
             run.escalate()
             run.survivors()
+            journal.flush()
+            ranks.gather(None)
+            if ranks.first:
+                journal.recover()
+                journal.close(_record(job, journal, run))
+        ranks.gather(None)
     except KeyboardInterrupt:
         progress.note(f"{len(journal.done)} of {len(job.ids)} examples are kept in {job.folder}.")
         raise
     finally:
-        journal.flush()
-    record = _record(job, journal, run)
-    journal.close(record)
-    return record
+        try:
+            if not journal.finished:
+                journal.flush()
+        finally:
+            journal.release()
+    return RunRecord.load(job.folder)
+
+
+def _open(job: Job, ranks: Ranks) -> Journal:
+    """The journal: rank 0 makes the folder, then the others read it, before anybody writes more."""
+    shape = job.dataset.shape
+    needed = len(job.ids) * (4 * shape[0] * shape[1] * shape[2] + 1024)
+    journals = [Journal(job.folder, job.spec, bytes_needed=needed)] if ranks.first else []
+    ranks.gather(None)
+    if not ranks.first:
+        journals = [Journal(job.folder, job.spec, bytes_needed=needed, rank=ranks.rank)]
+    ranks.gather(None)
+    return journals[0]
 
 
 class _Run:
     """The examples still standing, and what has been spent on each."""
 
-    def __init__(self, job: Job, journal: Journal, progress: Progress) -> None:
-        self.job, self.journal, self.progress = job, journal, progress
+    def __init__(self, job: Job, journal: Journal, progress: Progress, ranks: Ranks) -> None:
+        self.job, self.journal, self.progress, self.ranks = job, journal, progress, ranks
         self.health = self._inspect()
-        votes = _VOTES if "randomised" in self.health.flags else 1
+        self.randomised = "randomised" in self.health.flags
+        votes = VOTES if self.randomised else 1
         self.judges = {threat: Judge(job.classifier, threat, votes=votes) for threat in job.threats}
         self.oracle = Oracle(job.search, eot=job.plan.eot)
         self.labels: dict[int, int] = {}
-        self.standing = [id_ for id_ in job.ids if id_ not in journal.done]
+        self.standing = [id_ for id_ in job.ids if id_ not in journal.done][ranks.rank :: ranks.size]
         self.cost: dict[int, dict[str, list[int]]] = {id_: {} for id_ in self.standing}
         self.errors: dict[int, str] = {}
+        self.missed: set[int] = set()
         self.clean_margin: dict[int, float] = {}
         self.margin: dict[int, float] = {}
         self.hits: dict[int, list[tuple[Stage, engine.Outcome]]] = {}
@@ -100,10 +126,10 @@ class _Run:
 
     def clean(self) -> None:
         """Judge the images as they are; a misclassified one needs no attack. The rest is put in order of margin."""
-        begun, wrong, todo = time.perf_counter(), 0, self.standing
+        begun, wrong, seen = time.perf_counter(), 0, self.journal.passed.get("clean", {})
+        todo = [id_ for id_ in self.standing if id_ not in seen]
         self.progress.start("clean", len(todo))
         judge = next(iter(self.judges.values()))
-        margins: dict[int, float] = {}
         for at in range(0, len(todo), self.job.batch_size):
             ids = todo[at : at + self.job.batch_size]
             x, y = self.fetch(ids)
@@ -111,20 +137,33 @@ class _Run:
             for id_, label, prediction, gap in zip(ids, y.tolist(), predictions.tolist(), margin.tolist(), strict=True):
                 self.labels[id_] = label
                 if prediction == label:
-                    margins[id_] = gap
+                    self.journal.step("clean", id_, {"label": label, "margin": _json(gap)})
                     continue
                 wrong += 1
                 error = "the model's output on the clean image is not finite" if prediction < 0 else None
                 self.journal.add(self._example(id_, prediction, None, error), None)
             self.progress.advance(at + len(ids), f"{wrong} misclassified")
-        self.clean_margin, self.margin = margins, dict(margins)
-        self.standing = sorted(margins, key=lambda id_: (margins[id_], id_))
+        self._line_up()
         self.journal.flush()
         self._clock("clean", begun)
 
+    def _line_up(self) -> None:
+        """What is standing, in order of its clean margin."""
+        seen = self.journal.passed.get("clean", {})
+        self.standing = [id_ for id_ in self.standing if id_ in seen]
+        self.labels |= {id_: seen[id_]["label"] for id_ in self.standing}
+        self.clean_margin = {id_: _number(seen[id_]["margin"]) for id_ in self.standing}
+        self.margin = dict(self.clean_margin)
+        self.standing.sort(key=lambda id_: (self.clean_margin[id_], id_))
+
     def attack(self, stage: Stage) -> None:
         """Run one attack on what is standing; the broken are filed at once."""
-        begun, todo = time.perf_counter(), [id_ for id_ in self.standing if self._is_near(id_, stage)]
+        begun, seen = time.perf_counter(), self.journal.passed.get(stage.label, {})
+        due = [id_ for id_ in self.standing if self._is_near(id_, stage)]
+        for id_ in due:
+            if id_ in seen:
+                self._left(stage, engine.Outcome(id_, **{**seen[id_], "margin": _number(seen[id_]["margin"])}))
+        todo = [id_ for id_ in due if id_ not in seen]
         if not todo:
             return
         self.progress.start(stage.label, len(todo))
@@ -134,22 +173,36 @@ class _Run:
         def finish(outcome: engine.Outcome) -> None:
             nonlocal settled
             settled += 1
-            self.cost[outcome.id][stage.label] = [outcome.forwards, outcome.backwards]
-            self.margin[outcome.id] = min(self.margin[outcome.id], outcome.margin)
-            if outcome.error is not None:
-                self.errors[outcome.id] = f"{stage.label}: {outcome.error}"
+            nearer, again = outcome.margin < self.margin[outcome.id], outcome.id in self.hits
+            self._left(stage, outcome)
             if outcome.broken:
                 broken.add(outcome.id)
-                self._hit(stage, outcome)
+            if outcome.broken and not self.job.plan.individual:
+                self._file(outcome.id, (stage, outcome), None)
+            else:
+                witness, near = None if again else outcome.x_adv, outcome.nearest if nearer else None
+                self.journal.step(stage.label, outcome.id, _plain(outcome), witness, near)
             self.progress.advance(settled, f"{len(broken)} broken")
 
         engine.run(
             stage.attack, self.oracle, self.judges[stage.threat], self.fetch, todo, stage.threat,
             seed=stage_seed(self.job.spec.seed, stage.label), batch_size=self.job.batch_size, finish=finish,
+            keep_nearest=self.randomised,
         )  # fmt: skip
         if not self.job.plan.individual:
             self.standing = [id_ for id_ in self.standing if id_ not in broken]
         self._clock(stage.label, begun)
+
+    def _left(self, stage: Stage, outcome: engine.Outcome) -> None:
+        """Remember what an attack left of an example, now or in an earlier process."""
+        self.cost[outcome.id][stage.label] = [outcome.forwards, outcome.backwards]
+        self.margin[outcome.id] = min(self.margin[outcome.id], outcome.margin)
+        if outcome.missed:
+            self.missed.add(outcome.id)
+        if outcome.error is not None:
+            self.errors[outcome.id] = f"{stage.label}: {outcome.error}"
+        if outcome.broken and self.job.plan.individual:
+            self.hits.setdefault(outcome.id, []).append((stage, outcome))
 
     def _is_near(self, id_: int, stage: Stage) -> bool:
         return stage.within is None or self.margin[id_] < stage.within * self.clean_margin[id_]
@@ -157,7 +210,9 @@ class _Run:
     def escalate(self) -> None:
         """Where a flag says that gradients may lie, run what the plan keeps for that case."""
         self.flags = set(self.health.flags)
-        if black_box_wins(list(self.journal.done.values()), self.standing):
+        won = sum(map(broken_without_gradients, self.journal.done.values()))
+        counts = self.ranks.gather((won, len(self.standing) + sum(e.robust for e in self.journal.done.values())))
+        if black_box_wins(*(sum(column) for column in zip(*counts, strict=True))):
             self.flags.add("black-box-wins")
         reasons = sorted(name for name in self.flags if FLAGS[name].escalates)
         if not reasons or not self.job.escalation:
@@ -175,12 +230,6 @@ class _Run:
             everywhere = [stage.label for stage, _ in hits] if self.job.plan.individual else None
             self._file(id_, hits[0] if hits else None, everywhere)
 
-    def _hit(self, stage: Stage, outcome: engine.Outcome) -> None:
-        if self.job.plan.individual:
-            self.hits.setdefault(outcome.id, []).append((stage, outcome))
-        else:
-            self._file(outcome.id, (stage, outcome), None)
-
     def _file(self, id_: int, hit: tuple[Stage, engine.Outcome] | None, everywhere: list[str] | None) -> None:
         record = self._example(id_, self.labels[id_], hit, self.errors.get(id_))
         x_adv = None if hit is None else hit[1].x_adv
@@ -192,7 +241,8 @@ class _Run:
         label = self.labels[id_]
         base = ExampleRecord(
             id=id_, label=label, clean_prediction=clean_prediction, robust=hit is None and clean_prediction == label,
-            broken_by=None if clean_prediction == label else "clean", cost=self.cost[id_], error=error,
+            broken_by=None if clean_prediction == label else "clean", cost=self.cost[id_], missed=id_ in self.missed,
+            error=error,
         )  # fmt: skip
         if hit is None:
             return base
@@ -207,11 +257,27 @@ class _Run:
         held[label] = held.get(label, 0.0) + time.perf_counter() - begun
 
 
+def _plain(outcome: engine.Outcome) -> dict[str, Any]:
+    """An outcome as JSON holds it, without id and image."""
+    values = {f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in ("id", "x_adv", "nearest")}
+    return {**values, "x_adv": None, "margin": _json(outcome.margin)}
+
+
+def _json(number: float) -> float | None:
+    """JSON has no infinity: null stands for it."""
+    return number if math.isfinite(number) else None
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
 def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:
-    examples = [journal.done[id_] for id_ in job.ids]
-    clean, robust, attacks = summarise(examples, run.ran, journal.seconds)
+    examples, clock = [journal.done[id_] for id_ in job.ids], journal.all_seconds()
+    clean, robust, attacks = summarise(examples, run.ran, clock)
     flags = run.flags | ({"not-finite"} if any(e.error for e in examples) else set())
     return RunRecord(
+        stochastic=score_stochastic(job, examples) if run.randomised else None,
         spec=asdict(job.spec),
         identity=job.spec.identity(),
         n=len(examples),
@@ -220,7 +286,7 @@ def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:
         attacks=attacks,
         forwards=len(examples) + sum(a.forwards for a in attacks),
         backwards=sum(a.backwards for a in attacks),
-        seconds=round(sum(journal.seconds.values()), 3),
+        seconds=round(sum(clock.values()), 3),
         flags=tuple(sorted(flags)),
         health=run.health.measured,
         notes=(*job.notes, *run.notes),

@@ -6,7 +6,7 @@ the record. What a flag means and what to do about it stands in `FLAGS`, which i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,7 +19,15 @@ from robustgen.record import ExampleRecord
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 
-__all__ = ["FLAGS", "Flag", "Health", "black_box_wins", "inspect_classifier", "is_stochastic"]
+__all__ = [
+    "FLAGS",
+    "Flag",
+    "Health",
+    "black_box_wins",
+    "broken_without_gradients",
+    "inspect_classifier",
+    "is_stochastic",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +142,20 @@ def is_stochastic(classifier: nn.Module, x: Tensor) -> bool:
     return _randomness(classifier, x) > _SAME
 
 
-def black_box_wins(filed: Sequence[ExampleRecord], standing: Sequence[int]) -> bool:
+def black_box_wins(won: int, left: int) -> bool:
     """Did an attack without gradients break at least 1 %, and three, of what all white-box attacks had left standing?
 
-    A black-box attack is one that broke an example without a single backward pass, after others that used them.
+    Args:
+        won: examples for which `broken_without_gradients` holds.
+        left: examples that nothing broke.
     """
-    won = [e for e in filed if e.broken_by is not None and e.broken_by in e.cost and _used_no_gradient(e)]
-    left = len(won) + len(standing)
-    return len(won) >= max(3, _BLACK_BOX_SHARE * left)
+    return won >= max(3, _BLACK_BOX_SHARE * (won + left))
 
 
-def _used_no_gradient(example: ExampleRecord) -> bool:
+def broken_without_gradients(example: ExampleRecord) -> bool:
     """Broken by forwards alone, although other attacks had tried it with gradients before."""
+    if example.broken_by not in example.cost:
+        return False
     tried_with_gradients = any(backwards for _, backwards in example.cost.values())
     return tried_with_gradients and example.cost[str(example.broken_by)][1] == 0
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from robustgen import engine
 from robustgen.attacks.plans import Plan, parse_attack, parse_plan
 from robustgen.classifiers import Classifier, check_classifier
+from robustgen.durable import write_json
 from robustgen.environment import pick_device
 from robustgen.errors import RobustgenError, SpecError
-from robustgen.journal import read_witnesses, write_json
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchModel, choose_form, has_bfloat16
@@ -34,6 +34,7 @@ from robustgen.record import ExampleRecord
 from robustgen.runs import OpenedRun, load_run_classifier, open_run
 from robustgen.statistics import proportion
 from robustgen.threat import ThreatModel
+from robustgen.witnesses import read_witnesses
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robustgen.adversarials import Adversarials
 from robustgen.attacks.base import Attack
 from robustgen.attacks.plans import Near, Plan, parse_plan
+from robustgen.attacks.replay import Replay
 from robustgen.cards import Card, bundled_cards
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
@@ -21,6 +23,7 @@ from robustgen.health import is_stochastic
 from robustgen.journal import saved_spec
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchModel, choose_form, parse_form
+from robustgen.ranks import Ranks
 from robustgen.rng import ExampleRng
 from robustgen.spec import RunSpec, compact_ids
 from robustgen.threat import ThreatModel
@@ -41,7 +44,8 @@ class Request:
     data: str | tuple[Tensor, Tensor] | None = None
     threat: str | ThreatModel | None = None
     plan: str = "rapid"
-    attacks: str | None = None
+    attacks: str | Sequence[Attack] | None = None
+    start: Adversarials | None = None
     n: int | None = None
     ids: str | Sequence[int] | None = None
     seed: int = 0
@@ -80,8 +84,11 @@ class Job:
     notes: tuple[str, ...]
 
 
-def prepare(request: Request, *, device: str = "auto", batch_size: int | None = None, out: Path | None = None) -> Job:
-    """Load and check everything that a run needs.
+def prepare(
+    request: Request, *, device: str = "auto", batch_size: int | None = None, out: Path | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 -- frozen
+) -> Job:  # fmt: skip
+    """Load and check everything that a run needs; of several ranks the first chooses the search form for all.
 
     Raises:
         SpecError, ArtifactError: the request cannot be run as asked; nothing has been written.
@@ -97,7 +104,7 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
     ids = _choose_ids(request, dataset)
     classifier = load_classifier(request.classifier, weights=request.weights, shape=dataset.shape).to(where)
     threats = threats or ThreatModel.parse_all(_default_threat(classifier, dataset))
-    plans = [parse_plan(request.plan, request.attacks, threat) for threat in threats]
+    plans = [_with_start(parse_plan(request.plan, request.attacks, threat), request.start) for threat in threats]
     stages, escalation = _stages(plans, threats)
     x, y = (part.to(where) for part in dataset.batch(ids[:_PROBE_ROWS]))
     with torch.random.fork_rng(
@@ -126,7 +133,8 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
     )
     stem = f"{_slug(dataset.name)}-{_slug(classifier.card.name)}"
     recorded = _recorded_precision(spec, out, stem) if request.precision == "auto" else None
-    search, notes = choose_form(classifier, x, y, recorded or request.precision)
+    ranks.agree(spec)
+    search, notes = _shared_form(classifier, x, y, recorded or request.precision, ranks)
     spec = replace(spec, precision=str(search.form))
     return Job(
         spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
@@ -135,6 +143,20 @@ def prepare(request: Request, *, device: str = "auto", batch_size: int | None = 
         folder=out or Path("runs") / f"{stem}-{spec.identity()[:8]}",
         flags=tuple(flags), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _with_start(plan: Plan, start: Adversarials | None) -> Plan:
+    """The plan, after the images of an earlier run."""
+    return plan if start is None else replace(plan, attacks=(Replay(source=start, project=1), *plan.attacks))
+
+
+def _shared_form(
+    classifier: Classifier, x: Tensor, y: Tensor, request: str, ranks: Ranks
+) -> tuple[SearchModel, list[str]]:
+    """What `choose_form` says on rank 0, whose timing the others do not disturb."""
+    chosen = choose_form(classifier, x, y, request) if ranks.first else None
+    form = ranks.from_first(None if chosen is None else str(chosen[0].form))
+    return chosen or choose_form(classifier, x, y, str(form))
 
 
 def _stages(plans: Sequence[Plan], threats: Sequence[ThreatModel]) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:

@@ -11,7 +11,7 @@ from typing import Any
 from robustgen.errors import RecordError
 from robustgen.statistics import Estimate, proportion
 
-__all__ = ["AttackSummary", "ExampleRecord", "RunRecord", "summarise"]
+__all__ = ["AttackSummary", "ExampleRecord", "RunRecord", "StochasticScore", "summarise"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,7 @@ class ExampleRecord:
         distance: of the adversarial image in the norm of the threat model.
         prediction: class of the adversarial image.
         cost: attack label -> [forwards, backwards] spent on this example.
+        missed: a query saw a point inside misclassified, whatever the judge said of it.
         error: why an attack gave the example up, or null.
     """
 
@@ -44,6 +45,7 @@ class ExampleRecord:
     distance: float | None = None
     prediction: int | None = None
     cost: dict[str, list[int]] = field(default_factory=dict)
+    missed: bool = False
     error: str | None = None
 
     def line(self) -> str:
@@ -73,6 +75,28 @@ class AttackSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StochasticScore:
+    """Robust accuracy of a randomised classifier in four ways, all on the images that the run ended with.
+
+    Attributes:
+        draws: fresh passes behind the majority.
+        resubmissions: of those, how many an adversary may try in `worst_of_n`.
+        single_shot: right in one fresh pass.
+        majority: right by the majority of all draws.
+        worst_of_n: right in each of the resubmissions.
+        one_miss: never misclassified by any query of the attacks, nor by one pass over the clean image: how `rand` of
+            AutoAttack counts, which calls one lucky miss a break.
+    """
+
+    draws: int
+    resubmissions: int
+    single_shot: Estimate
+    majority: Estimate
+    worst_of_n: Estimate
+    one_miss: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """The claim and what stands behind it: contents of record.json.
 
@@ -86,6 +110,7 @@ class RunRecord:
         seconds: of everything, health checks included.
         flags: health flags raised, by name (`robustgen show flags`).
         health: what the health checks measured, by flag.
+        stochastic: how a randomised classifier fares on the final images with fresh noise, else null.
         notes: what a reader should know, in sentences.
         environment: versions, hardware, git commit, threads.
         status: "success".
@@ -105,6 +130,7 @@ class RunRecord:
     health: dict[str, float]
     notes: tuple[str, ...]
     environment: dict[str, Any]
+    stochastic: StochasticScore | None = None
     status: str = "success"
     schema: int = 1
     run: str = ""
@@ -116,9 +142,14 @@ class RunRecord:
         }
         return {**head, **asdict(self)}
 
+    def stored(self) -> dict[str, Any]:
+        """What record.json holds: all but clock and folder, so that equal runs leave equal files."""
+        table = {key: value for key, value in self.to_json().items() if key not in ("seconds", "run")}
+        return {**table, "attacks": [{k: v for k, v in row.items() if k != "seconds"} for row in table["attacks"]]}
+
     @classmethod
     def load(cls, run: Path) -> RunRecord:
-        """Read RUN/record.json.
+        """Read RUN/record.json, and the clock from RUN/seconds.json.
 
         Raises:
             RecordError: not a finished run, not JSON, or of another schema.
@@ -141,9 +172,19 @@ class RunRecord:
         names = {f.name for f in fields(cls)}
         kept = {key: value for key, value in table.items() if key in names}
         try:
+            clock = json.loads((run / "seconds.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{run / 'seconds.json'} cannot be read: {error}.") from None
+        try:
+            kept["seconds"] = round(sum(clock.values()), 3)
+            for row in kept["attacks"]:
+                row["seconds"] = round(clock.get(row["name"], 0.0), 3)
             for key in ("clean_accuracy", "robust_accuracy"):
                 kept[key] = Estimate(**kept[key])
             kept["attacks"] = tuple(_attack_summary(row) for row in kept["attacks"])
+            if kept["stochastic"] is not None:
+                score = {k: Estimate(**v) if isinstance(v, dict) else v for k, v in kept["stochastic"].items()}
+                kept["stochastic"] = StochasticScore(**score)
             kept.update(flags=tuple(kept["flags"]), notes=tuple(kept["notes"]), run=str(run))
             return cls(**kept)
         except (KeyError, TypeError) as error:

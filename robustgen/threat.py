@@ -121,19 +121,24 @@ class ThreatModel:
         in_box = ((flat >= 0) & (flat <= 1)).all(1)  # NaN and inf fail both comparisons
         return in_box & (self.distance(x, x_adv) <= self.eps + self.tolerance)
 
-    def project(self, x: Tensor, z: Tensor) -> Tensor:
+    def project(self, x: Tensor, z: Tensor, radius: Tensor | None = None) -> Tensor:
         """Bring z (B, C, H, W) back into the ball around x and into [0, 1].
 
         Linf and L1: the exact projection on ball and box. L2: radial scaling, then clipping, as AutoAttack does;
         that lies in both sets but is not the nearest such point.
+
+        Args:
+            x, z: (B, C, H, W).
+            radius: (B,) of each row's ball; eps for all where it is left out.
         """
+        size: Tensor | float = self.eps if radius is None else per_row(radius, x)
         if self.norm == "linf":
-            return z.clamp(x - self.eps, x + self.eps).clamp(0, 1)
+            return z.clamp(x - size, x + size).clamp(0, 1)
         if self.norm == "l2":
             delta = z - x
-            length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-            return (x + delta * per_row(self.eps / length.clamp(min=self.eps), x)).clamp(0, 1)
-        return _project_l1_box(x, z, self.eps)
+            length = per_row(torch.linalg.vector_norm(delta.flatten(1), dim=1), x)
+            return (x + delta * (size / length.clamp(min=size))).clamp(0, 1)
+        return _project_l1_box(x, z, size if isinstance(size, float) else size.flatten(1))
 
     def random_start(
         self, x: Tensor, rng: ExampleRng, purpose: str = "start", step: Tensor | int = 0, *, surface: bool = False
@@ -191,7 +196,7 @@ def _number(text: str) -> float:
     return float(above) / float(below or "1")
 
 
-def _project_l1_box(x: Tensor, z: Tensor, eps: float) -> Tensor:
+def _project_l1_box(x: Tensor, z: Tensor, eps: float | Tensor) -> Tensor:
     """Nearest point to z in {u : ||u - x||_1 <= eps} and in [0, 1].
 
     With delta = z - x and b_i the room to the wall of the box in the direction of delta_i, the optimum is

@@ -21,17 +21,17 @@ from robustgen.classifiers import Classifier
 from robustgen.data import Dataset
 from robustgen.environment import pick_device
 from robustgen.errors import ArtifactError, RecordError
-from robustgen.journal import read_witnesses
 from robustgen.judge import Judge, strict_float32
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.record import ExampleRecord, RunRecord, summarise
 from robustgen.runs import load_run_classifier, load_run_data, read_examples
+from robustgen.scoring import VOTES
 from robustgen.spec import RunSpec, expand_ids
 from robustgen.threat import ThreatModel
+from robustgen.witnesses import read_witnesses
 
 __all__ = ["Verification", "verify_run"]
 
-_VOTES = 21  # draws of a randomised classifier whose majority is its prediction
 _CLOSE = 1e-3  # logit margins below this may be decided by the rounding of another machine
 _SHOWN = 5  # ids named in one sentence
 
@@ -102,7 +102,7 @@ class _Check:
     def __init__(self, run: Path, record: RunRecord, examples: Sequence[ExampleRecord]) -> None:
         self.run, self.record, self.examples = run, record, examples
         self.threats = {str(threat): threat for threat in ThreatModel.parse_all(record.spec["threat"])}
-        self.votes = _VOTES if "randomised" in record.flags else 1
+        self.votes = VOTES if "randomised" in record.flags else 1
         self.checked: list[str] = []
         self.wrong: list[str] = []
         self.doubtful: set[int] = set()
@@ -189,39 +189,44 @@ class _Check:
 
     def witnesses(self, dataset: Dataset, model: Classifier) -> None:
         """Each broken example has an image inside the threat model that the network misclassifies; no other has one."""
-        images = dict(read_witnesses(self.run))
-        broken = [e for e in self.examples if e.broken_by not in (None, "clean")]
-        self._say([e.id for e in broken if e.id not in images], "is filed as broken, but has no witness",
+        broken = {e.id: e for e in self.examples if e.broken_by not in (None, "clean")}
+        times: Counter[int] = Counter()
+        waiting: list[tuple[ExampleRecord, Tensor]] = []
+        for id_, image in read_witnesses(self.run):
+            times[id_] += 1
+            if id_ in broken:
+                waiting.append((broken[id_], image))
+            if len(waiting) == DEFAULT_BATCH:
+                self._judge(waiting, dataset, model)
+                waiting = []
+        self._judge(waiting, dataset, model)
+        self._say([id_ for id_ in broken if id_ not in times], "is filed as broken, but has no witness",
                   "are filed as broken, but have no witness")  # fmt: skip
-        extra = sorted(set(images) - {e.id for e in broken})
+        extra = sorted(set(times) - set(broken))
         self._say(extra, "has a witness, but is not filed as broken", "have a witness, but are not filed as broken")
-        held = [e for e in broken if e.id in images]
-        for batch in _batches(held):
-            x, y = (part.to(model.mean.device) for part in dataset.batch([e.id for e in batch]))
-            self._judge(batch, x, y, [images[e.id].to(x.device) for e in batch], model)
-        self.checked.append(f"witnesses: range, distance and prediction of {len(held)}")
+        twice = sorted(id_ for id_, count in times.items() if count > 1)
+        self._say(twice, "has two witnesses", "have two witnesses each")
+        self.checked.append(f"witnesses: range, distance and prediction of {len(set(times) & set(broken))}")
 
-    def _judge(
-        self, batch: Sequence[ExampleRecord], x: Tensor, y: Tensor, images: Sequence[Tensor], model: Classifier
-    ) -> None:
-        fits = [k for k, image in enumerate(images) if image.shape == x.shape[1:] and image.dtype == torch.float32]
-        for k in sorted(set(range(len(batch))) - set(fits)):
-            form, shape = images[k].dtype, tuple(images[k].shape)
-            self.wrong.append(
-                f"example {batch[k].id}: its witness is {form} of {shape}, expected float32 of {tuple(x.shape[1:])}."
-            )
+    def _judge(self, held: Sequence[tuple[ExampleRecord, Tensor]], dataset: Dataset, model: Classifier) -> None:
+        """Measure some examples' witnesses anew."""
+        fits = [(e, image) for e, image in held if image.shape == dataset.shape]
+        for e, image in held:
+            if image.shape != dataset.shape:
+                self.wrong.append(f"example {e.id}: its witness is {tuple(image.shape)}, expected {dataset.shape}.")
         if not fits:
             return
-        x_adv = torch.stack([images[k] for k in fits])
+        device = model.mean.device
+        x, y = (part.to(device) for part in dataset.batch([e.id for e, _ in fits]))
+        x_adv = torch.stack([image for _, image in fits]).to(device)
         judge = Judge(model, next(iter(self.threats.values())), votes=self.votes)
-        predictions, margins = judge.look(x_adv, y[fits])
-        for k, row in enumerate(fits):
-            e = batch[row]
+        predictions, margins = judge.look(x_adv, y)
+        for k, (e, _) in enumerate(fits):
             threat = self.threats.get(e.threat or "", None)
             if threat is None:
                 self.wrong.append(f"example {e.id} was broken under '{e.threat}', which is no threat model of the run.")
                 continue
-            said = self._about(e, threat, x[row : row + 1], x_adv[k : k + 1], int(predictions[k]), float(margins[k]))
+            said = self._about(e, threat, x[k : k + 1], x_adv[k : k + 1], int(predictions[k]), float(margins[k]))
             if said:
                 self.wrong.append(f"example {e.id}: {said}")
 

@@ -20,7 +20,8 @@ from robustgen.registry import ATTACKS
 from robustgen.threat import ThreatModel
 from tests.helpers import assert_global_rng_untouched, make_convnet, make_images, make_linear
 
-# One small instance of every attack, with the norms it knows. A registered attack that is missing here fails a test.
+# One small instance of every attack, with the norms it knows. A registered attack that is missing here fails a test;
+# `replay`, which needs a file, is tried in test_interchange.py.
 INSTANCES = {
     "clean": ("clean", ("linf", "l2", "l1")),
     "noise": ("noise:steps=10", ("linf", "l2", "l1")),
@@ -31,6 +32,8 @@ INSTANCES = {
     "malt": ("malt:steps=10:restarts=3", ("linf", "l2", "l1")),
     "apgd-t": ("apgd-t:steps=10:restarts=3", ("linf", "l2", "l1")),
     "square": ("square:steps=60", ("linf", "l2", "l1")),
+    "fmn": ("fmn:steps=15:restarts=2", ("linf", "l2", "l1")),
+    "fmn-t": ("fmn-t:steps=10:restarts=3", ("linf", "l2", "l1")),
     "fab": ("fab:steps=10:restarts=2", ("linf", "l2", "l1")),
     "fab-t": ("fab-t:steps=10:restarts=3", ("linf", "l2", "l1")),
 }
@@ -46,6 +49,8 @@ WHITE_BOX = [
     "apgd-t:steps=40",
     "fab:steps=20",
     "fab-t:steps=20",
+    "fmn:steps=40",
+    "fmn-t:steps=40",
 ]
 
 
@@ -71,7 +76,7 @@ def subject() -> tuple[nn.Module, Tensor, Tensor]:
 
 def test_every_attack_is_tried() -> None:
     """The table above covers the registry."""
-    assert set(INSTANCES) == set(ATTACKS)
+    assert {*INSTANCES, "replay"} == set(ATTACKS)
 
 
 @pytest.mark.parametrize(("text", "norm"), CASES)
@@ -101,16 +106,30 @@ def test_contract(text: str, norm: str, subject: tuple[nn.Module, Tensor, Tensor
 
 
 @pytest.mark.parametrize(("text", "norm"), CASES)
-def test_batch_and_order_change_nothing(text: str, norm: str, subject: tuple[nn.Module, Tensor, Tensor]) -> None:
-    """Each example meets the same fate alone, in a batch and in reverse order."""
+def test_batch_order_shards_and_threads_change_nothing(
+    text: str, norm: str, subject: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    """Each example meets the same fate alone, in a batch, in reverse order, in one of three shards, on one thread."""
     model, x, y = subject
     model, x = _double(model), x.double()
     threat = ThreatModel(norm, EPS[norm])  # type: ignore[arg-type]
     attack = parse_attack(text)
-    fates = []
-    for batch_size, order in ((24, list(range(24))), (1, list(range(24))), (5, list(reversed(range(24))))):
-        outcomes = attack_all(attack, model, x, y, threat, batch_size=batch_size, order=order)
-        fates.append([outcomes[id_] for id_ in range(24)])
+    fates, ids, threads = [], list(range(24)), torch.get_num_threads()
+    for batch_size, shards, cores in (
+        (24, [ids], threads),
+        (24, [ids], 1),
+        (1, [ids], threads),
+        (5, [ids[::-1]], threads),
+        (4, [ids[0::3], ids[1::3], ids[2::3]], threads),
+    ):
+        outcomes = {}
+        torch.set_num_threads(cores)
+        try:
+            for order in shards:
+                outcomes |= attack_all(attack, model, x, y, threat, batch_size=batch_size, order=order)
+        finally:
+            torch.set_num_threads(threads)
+        fates.append([outcomes[id_] for id_ in ids])
     for other in fates[1:]:
         for a, b in zip(fates[0], other, strict=True):
             assert (a.broken, a.round, a.restart, a.forwards) == (b.broken, b.round, b.restart, b.forwards)

@@ -21,12 +21,13 @@ from robustgen import prepare
 from robustgen.cards import bundled_cards
 from robustgen.engine import Outcome
 from robustgen.errors import RecordError, SpecError
-from robustgen.journal import Journal, read_witnesses
+from robustgen.journal import Journal
 from robustgen.record import ExampleRecord, RunRecord
 from robustgen.threat import ThreatModel
+from robustgen.witnesses import read_witnesses
 from tests.helpers import ROOT, make_convnet, make_images, make_linear
 
-SAME = ("spec.json", "examples.jsonl", "witnesses/adversarials.safetensors")
+SAME = ("spec.json", "examples.jsonl", "witnesses/adversarials-00000.safetensors")
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from robustgen import engine, plot
 from robustgen.attacks.plans import Plan, parse_attack, parse_plan
 from robustgen.cli import _run
 from robustgen.errors import ArtifactError, RecordError, SpecError
-from robustgen.journal import read_witnesses
 from robustgen.plot import plot_run
 from robustgen.progress import Silent
 from robustgen.registry import ATTACKS
 from robustgen.runs import open_run
 from robustgen.statistics import proportion
 from robustgen.threat import ThreatModel
+from robustgen.witnesses import read_witnesses
 from tests.helpers import make_linear
 
 PNG = b"\x89PNG\r\n\x1a\n"

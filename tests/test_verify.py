@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import robustgen
 from robustgen.cli import _run
 from robustgen.errors import RecordError, SpecError
 from robustgen.spec import RunSpec
 from robustgen.verify import verify_run
+from robustgen.witnesses import read_witnesses, save_packed
 from tests.helpers import make_linear
 
 CLASSIFIER = "net.py:make"
@@ -89,9 +89,9 @@ def broken(row: dict[str, Any]) -> bool:
 def edit_witness(run: Path, change: Callable[[dict[str, torch.Tensor], list[str]], object]) -> None:
     """Edit the witnesses, given their names in order."""
     (path,) = (run / "witnesses").glob("*.safetensors")
-    held = {name: image.clone() for name, image in load_file(path).items()}
+    held = {str(id_): image.clone() for id_, image in read_witnesses(run)}
     change(held, sorted(held, key=int))
-    save_file(held, path)
+    save_packed(torch.stack(list(held.values())), [int(name) for name in held], path)
 
 
 def test_an_honest_run_holds(honest: Path) -> None:
@@ -195,6 +195,15 @@ def _missing_witness(run: Path) -> None:
     edit_witness(run, lose)
 
 
+def _witness_twice(run: Path) -> None:
+    (path,) = (run / "witnesses").glob("*.safetensors")
+    shutil.copy2(path, path.with_name("adversarials-00001.safetensors"))
+
+
+def _missing_file(run: Path) -> None:
+    shutil.rmtree(run / "witnesses")
+
+
 def _clean_image_as_witness(run: Path) -> None:
     data = np.load(run.parent / "data.npz")
 
@@ -226,6 +235,8 @@ TAMPERING: dict[str, tuple[Callable[[Path], None], str]] = {
     "edited distance": (_edited_distance, "its distance was edited"),
     "edited prediction": (_edited_prediction, "its prediction was edited"),
     "missing witness": (_missing_witness, "has no witness"),
+    "missing witness file": (_missing_file, "have no witness"),
+    "two witnesses": (_witness_twice, "have two witnesses"),
     "clean image as witness": (_clean_image_as_witness, "it breaks nothing"),
 }
 
@@ -249,7 +260,7 @@ def test_a_consistent_lie_still_needs_its_witness(run: Path, honest: Path) -> No
         from robustgen.record import ExampleRecord, summarise
 
         examples = [ExampleRecord.from_line(json.dumps(row)) for row in rows]
-        seconds = {attack["name"]: attack["seconds"] for attack in table["attacks"]}
+        seconds = {attack["name"]: 0.0 for attack in table["attacks"]}
         _, robust, attacks = summarise(examples, seconds, seconds)
         table["robust_accuracy"] = {"value": robust.value, "low": robust.low, "high": robust.high}
         for row, attack in zip(table["attacks"], attacks, strict=True):

@@ -1,10 +1,10 @@
 """Our plans against AutoAttack standard (pyautoattack): verdict by verdict, and second by second.
 
-One row a classifier and threat model. Both sides take turns in one process: a piece of AutoAttack's images, one of our
-plans, the next piece, the next plan. Images beyond `--reference` are left out by AutoAttack, which takes seconds for
-each, and serve to compare our plans with each other; `standard` is timed without them, for the quick plans AutoAttack's
-seconds are scaled to all images. Rows are stored as they are done; a row that is there already is
-measured again only with `--again`.
+One row a classifier and threat model. Both sides take turns, each time in a fresh process, as their users run them: a
+piece of AutoAttack's images, one of our plans, the next piece, the next plan; importing and, for AutoAttack, loading do
+not count. Images beyond `--reference` are left out by AutoAttack, which takes seconds for each, and serve to compare
+our plans with each other; `standard` is timed without them, for the quick plans AutoAttack's seconds are scaled to all
+images. Rows are stored as they are done; a row that is there already is measured again only with `--again`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import robustgen
-from robustgen.benchmarks.harness import RESULTS, reference_verdicts, store
+from robustgen.benchmarks.harness import RESULTS, in_fresh_process, reference_verdicts, store
 from robustgen.cards import Card, bundled_cards
 from robustgen.environment import tune_process
 from robustgen.record import ExampleRecord, RunRecord
+from robustgen.runs import read_examples
 from robustgen.spec import compact_ids
 from robustgen.threat import ThreatModel
 
@@ -46,17 +47,9 @@ class Side:
         """Evaluate these examples, loading and writing included."""
         if not ids:
             return
-        with tempfile.TemporaryDirectory() as folder:
-            run = Path(folder) / "run"
-            begun = time.perf_counter()
-            record = robustgen.evaluate(
-                options.classifier, options.data, options.threat, plan=self.plan, ids=list(ids), out=run,
-                data_dir=options.data_dir, precision=options.precision,
-            )  # fmt: skip
-            self.seconds.append(time.perf_counter() - begun)
-            lines = (run / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+        record, examples, seconds = in_fresh_process(_evaluate, options, self.plan, list(ids))
+        self.seconds.append(seconds)
         self.records.append(record)
-        examples = [ExampleRecord.from_line(line) for line in lines]
         self.robust |= {example.id for example in examples if example.robust}
         self.clean |= {example.id: (example.label, example.clean_prediction) for example in examples}
 
@@ -80,11 +73,31 @@ class Side:
         }
 
 
+def _evaluate(options: argparse.Namespace, plan: str, ids: list[int]) -> tuple[RunRecord, list[ExampleRecord], float]:
+    """One evaluation: its record, its rows and its seconds."""
+    tune_process()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        begun = time.perf_counter()
+        record = robustgen.evaluate(
+            options.classifier, options.data, options.threat, plan=plan, ids=ids, out=run,
+            data_dir=options.data_dir, precision=options.precision,
+        )  # fmt: skip
+        seconds = time.perf_counter() - begun
+        return record, read_examples(run), seconds
+
+
+def _reference(options: argparse.Namespace, ids: list[int]) -> tuple[list[bool], float]:
+    """AutoAttack's verdicts and seconds, without what `tune_process` sets."""
+    logging.getLogger("auto-attack").setLevel(logging.WARNING)
+    x, y = robustgen.load_data(options.data, data_dir=options.data_dir).batch(ids)
+    classifier = robustgen.load_classifier(options.classifier)
+    return reference_verdicts(classifier, x, y, ThreatModel.parse(options.threat))
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
-    threat = ThreatModel.parse(options.threat)
     classifier = robustgen.load_classifier(options.classifier)
-    data = robustgen.load_data(options.data, data_dir=options.data_dir)
     compared, beyond = range(options.reference), range(options.reference, options.n)
     third = -(-options.reference // (250 * len(PLANS))) * 250  # whole batches of AutoAttack's, a piece before each plan
     reference: set[int] = set()
@@ -93,8 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for k, side in enumerate(sides):
         ids = compared[k * third : (k + 1) * third]
         if ids:
-            x, y = data.batch(ids)
-            verdicts, spent = reference_verdicts(classifier, x, y, threat)
+            verdicts, spent = in_fresh_process(_reference, options, list(ids))
             reference |= {id_ for id_, robust in zip(ids, verdicts, strict=True) if robust}
             seconds.append(spent)
         side.run(options, compared if side.plan == "standard" else range(options.n))
@@ -159,8 +171,6 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure again what is stored")
     parser.add_argument("--write-card", action="store_true", help="put the figures into the bundled card")
     options = parser.parse_args()
-    tune_process()
-    logging.getLogger("auto-attack").setLevel(logging.WARNING)
     path = RESULTS / f"{NAME}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     name = Path(options.classifier).stem

@@ -1,0 +1,117 @@
+"""Adversarial images on disk: losslessly packed, readable without the data they were made from.
+
+A finished run keeps them in witnesses/adversarials-00000.safetensors and so on, in order of their ids. Each file holds
+
+    ids     (N,) int64
+    shape   (3,) int64: C, H, W
+    packed  uint8: an xz stream of N images, float32 little-endian, or uint8 where every pixel is exactly k / 255
+
+so `np.frombuffer(lzma.decompress(packed), "<f4").reshape(N, C, H, W)` reads one without robustgen. While a run is under
+way, parts hold the images as they come, unpacked: one float32 tensor for each id.
+"""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from robustgen.durable import remove, replace
+from robustgen.errors import RecordError
+
+__all__ = ["Parts", "pack_parts", "read_witnesses", "save_packed", "save_part", "unpack"]
+
+_IMAGES, _BYTES = 1024, 64 * 2**20  # the most that one file holds, before packing
+# Pixels are four bytes wide, and many of them equal x + eps or x - eps of a few grey values: bits of the position.
+_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 1, "lc": 1, "lp": 2, "pb": 2}]
+
+
+def save_part(images: Mapping[int, Tensor], folder: Path, name: str) -> None:
+    """Write images (C, H, W) float32 as they are; `name` begins with what they are, such as part-."""
+    replace(folder / f"{name}.safetensors", save({str(id_): x.contiguous() for id_, x in images.items()}))
+
+
+class Parts:
+    """The images in the parts of a folder, read one by one; of two with one id the later counts."""
+
+    def __init__(self, folder: Path, kind: str = "part") -> None:
+        self._where = {id_: path for path in sorted(folder.glob(f"{kind}-*")) for id_ in _ids_of_part(path)}
+
+    def __contains__(self, id_: int) -> bool:
+        return id_ in self._where
+
+    def __getitem__(self, id_: int) -> Tensor:
+        """(C, H, W) float32."""
+        with safe_open(self._where[id_], "pt") as file:
+            image: Tensor = file.get_tensor(str(id_))
+        return image
+
+
+def pack_parts(folder: Path, wanted: Sequence[int]) -> None:
+    """Bring the parts in a folder into the final form, with the images of these ids, sorted; the parts stay."""
+    parts = Parts(folder)
+    held = [id_ for id_ in sorted(wanted) if id_ in parts]
+    for k, ids in enumerate(_groups(held, parts)):
+        save_packed(torch.stack([parts[id_] for id_ in ids]), ids, folder / f"adversarials-{k:05d}.safetensors")
+
+
+def unpack(folder: Path) -> None:
+    """Turn packed files into parts again: an earlier process was stopped between packing and its last write."""
+    for path in sorted(folder.glob("adversarials-*.safetensors")):
+        save_part(dict(_unpacked(path)), folder, f"part-0-{path.stem}")
+        remove(path)
+
+
+def save_packed(images: Tensor, ids: Sequence[int], path: Path) -> None:
+    """Write one file in the final form: images (N, C, H, W) float32 with their ids."""
+    grey = (images * 255).round()
+    exact = bool(((grey / 255 == images) & (grey >= 0) & (grey <= 255)).all())
+    pixels = grey.byte().numpy() if exact else images.numpy().astype("<f4", copy=False)
+    stream = lzma.compress(pixels.tobytes(), format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=_XZ)
+    packed = torch.frombuffer(bytearray(stream), dtype=torch.uint8)
+    tensors = {"ids": torch.tensor(ids), "shape": torch.tensor(images.shape[1:]), "packed": packed}
+    replace(path, save(tensors))
+
+
+def read_witnesses(run: Path) -> Iterator[tuple[int, Tensor]]:
+    """(example id, adversarial image (C, H, W) float32) of every broken example of a finished run, file by file.
+
+    Raises:
+        RecordError: a file cannot be read.
+    """
+    for path in sorted((run / "witnesses").glob("adversarials-*.safetensors")):
+        try:
+            yield from _unpacked(path)
+        except (SafetensorError, lzma.LZMAError, ValueError, OSError) as error:
+            raise RecordError(f"{path} cannot be read: {error}.") from None
+
+
+def _groups(ids: Sequence[int], parts: Parts) -> Iterator[Sequence[int]]:
+    if ids:
+        count = max(1, min(_IMAGES, _BYTES // (4 * parts[ids[0]].numel())))
+        yield from (ids[at : at + count] for at in range(0, len(ids), count))
+
+
+def _unpacked(path: Path) -> Iterator[tuple[int, Tensor]]:
+    with safe_open(path, "pt") as file:
+        ids, shape, packed = (file.get_tensor(name) for name in ("ids", "shape", "packed"))
+    content = lzma.decompress(packed.numpy().tobytes())
+    count = len(ids) * int(shape.prod())
+    if len(content) == count:
+        pixels = torch.from_numpy(np.frombuffer(content, np.uint8).copy()).float() / 255
+    elif len(content) == 4 * count:
+        pixels = torch.from_numpy(np.frombuffer(content, "<f4").astype(np.float32))
+    else:
+        raise ValueError(f"it holds {len(content)} bytes for {len(ids)} images of shape {shape.tolist()}")
+    yield from zip(ids.tolist(), pixels.reshape(-1, *shape.tolist()), strict=True)
+
+
+def _ids_of_part(path: Path) -> list[int]:
+    with safe_open(path, "pt") as file:
+        return [int(name) for name in file.keys()]  # noqa: SIM118 -- safe_open is no mapping

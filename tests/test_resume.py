@@ -1,0 +1,237 @@
+"""A run folder under attack: crashes at every write, kills at random moments, other processes, power cuts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robustgen
+from robustgen import durable, engine, journal
+from robustgen.durable import FolderLock
+from robustgen.errors import SpecError
+from robustgen.record import RunRecord
+from robustgen.witnesses import read_witnesses
+from tests.helpers import ROOT, make_convnet, make_images
+
+Task = tuple[nn.Module, tuple[Tensor, Tensor]]
+
+
+class Crash(BaseException):
+    """The process is gone: nothing catches it, and nothing is written after it."""
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """A small classifier with images, some of them easy and some hard to break."""
+    model = make_convnet(classes=4)
+    x, y = make_images(model, 24, (1, 6, 6))
+    y[:3] = (y[:3] + 1) % 4
+    return model, (x, y)
+
+
+def evaluate(task: Task, out: Path, **options: Any) -> RunRecord:
+    """A run with several stages that leave survivors."""
+    model, data = task
+    asked = {"attacks": "pgd:steps=3,apgd-ce:steps=4,square:steps=6", **options}
+    return robustgen.evaluate(model, data, "linf:0.03", out=out, precision="float32", batch_size=7, **asked)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a finished run but the clock."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert files.pop("seconds.json")
+    return files
+
+
+@pytest.fixture
+def flush_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small writes, as in a long run."""
+    monkeypatch.setattr(journal, "_FLUSH_ROWS", 8)
+
+
+class Faults:
+    """Counts writes, syncs, renames and removals; from number `at` on, each fails, the first write half-way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self.at, self.count = at, 0
+        real_write, real_sync = os.write, os.fsync
+
+        def write(file: int, content: Any) -> int:
+            if self.count + 1 == self.at:
+                real_write(file, bytes(content)[: len(content) // 2])
+            self.tick()
+            return real_write(file, content)
+
+        def sync(file: int) -> None:
+            self.tick()
+            real_sync(file)
+
+        monkeypatch.setattr(durable.os, "write", write)
+        monkeypatch.setattr(durable.os, "fsync", sync)
+        for name in ("replace", "unlink"):
+            monkeypatch.setattr(Path, name, self.before(getattr(Path, name)))
+
+    def tick(self) -> None:
+        """One operation."""
+        self.count += 1
+        if self.count >= self.at:
+            raise Crash
+
+    def before(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        """The same, after a tick."""
+
+        def call(path: Path, *arguments: Any, **options: Any) -> Any:
+            self.tick()
+            return real(path, *arguments, **options)
+
+        return call
+
+
+@pytest.mark.usefixtures("flush_often")
+def test_a_crash_at_every_write(task: Task, tmp_path: Path) -> None:
+    """Whichever write, sync, rename or removal is the last one, the same command completes the very same folder."""
+    evaluate(task, tmp_path / "whole")
+    expected, crashes = contents(tmp_path / "whole"), 0
+    assert list(read_witnesses(tmp_path / "whole"))
+    for at in range(1, 1000):
+        folder = tmp_path / f"cut-{at}"
+        with pytest.MonkeyPatch.context() as patch:
+            Faults(patch, at)
+            try:
+                evaluate(task, folder)
+            except Crash:
+                crashes += 1
+            else:
+                break
+        evaluate(task, folder)
+        assert expected == contents(folder), f"after a crash at operation {at}"
+    assert crashes > 50
+
+
+@pytest.mark.usefixtures("flush_often")
+def test_stages_that_were_passed_are_not_run_again(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples that survived an attack go on with the next one."""
+    evaluate(task, tmp_path / "whole")
+    real, asked = engine.run, []
+
+    def run(attack: Any, oracle: Any, judge: Any, fetch: Any, ids: Any, *rest: Any, **options: Any) -> None:
+        asked.append((type(attack).__name__, tuple(ids)))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        real(attack, oracle, judge, fetch, ids, *rest, **options)
+
+    monkeypatch.setattr(engine, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(task, tmp_path / "cut")
+    evaluate(task, tmp_path / "cut")
+    assert ["PGD", "APGDCE", "Square", "Square"] == [name for name, _ in asked]
+    assert asked[2] == asked[3]
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+
+
+@pytest.mark.usefixtures("flush_often")
+def test_individual_attacks_resume_as_well(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every attack sees every example, breaks are kept before an example is finished."""
+    model, data = task
+    options: dict[str, Any] = {"plan": "individual", "precision": "float32", "ids": range(3, 11)}
+    robustgen.evaluate(model, data, "linf:0.3", out=tmp_path / "whole", **options)
+    real, calls = engine.run, []
+
+    def run(attack: Any, *rest: Any, **named: Any) -> None:
+        calls.append(type(attack).__name__)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(attack, *rest, **named)
+
+    monkeypatch.setattr(engine, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        robustgen.evaluate(model, data, "linf:0.3", out=tmp_path / "cut", **options)
+    robustgen.evaluate(model, data, "linf:0.3", out=tmp_path / "cut", **options)
+    assert ["APGDCE", "APGDT", "FABT", "FABT", "Square"] == calls
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+    assert list(read_witnesses(tmp_path / "cut"))
+
+
+def test_a_second_process_is_refused(task: Task, tmp_path: Path) -> None:
+    """While one process writes a folder, another may not; when the first is gone it may."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = FolderLock(folder)
+    with pytest.raises(SpecError, match=rf"is being written by another process \(pid {os.getpid()}\)"):
+        evaluate(task, folder)
+    lock.release()
+    evaluate(task, folder)
+    assert not (folder / "lock").exists()
+
+
+def test_bytes_reach_the_disk_before_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is synced before it gets its name, the folder after: a power cut leaves the old file or the new one."""
+    events: list[str] = []
+    sync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(
+        durable.os,
+        "fsync",
+        lambda file: (events.append("folder" if Path(f"/proc/self/fd/{file}").is_dir() else "file"), sync(file)),
+    )
+    monkeypatch.setattr(Path, "replace", lambda path, to: (events.append("rename"), rename(path, to))[1])
+    durable.replace(tmp_path / "whole", b"content")
+    assert ["file", "rename", "folder"] == events
+    events.clear()
+    durable.append(tmp_path / "log", b"one\n")
+    durable.append(tmp_path / "log", b"two\n")
+    assert ["file", "folder", "file"] == events
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """A run of the command line that takes some ten seconds, without its folder."""
+    (tmp_path / "model.py").write_text(
+        "from tests.helpers import make_convnet\n\n\ndef make():\n    return make_convnet(classes=10)\n",
+        encoding="utf-8",
+    )
+    return [
+        sys.executable, "-m", "robustgen", "eval", "python:model.py:make", "--threat", "linf:0.02",
+        "--attacks", "apgd-ce,apgd-t:steps=40,square:steps=300", "--precision", "float32", "--batch-size", "32",
+        "--out",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(command: list[str], tmp_path: Path) -> None:
+    """SIGKILL at 20 random moments of one run: no finished line is ever lost, and the folder ends up the same."""
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    draw, kept, kills, log = random.Random(0), 0, 0, []
+    lines = tmp_path / "cut" / "examples.jsonl"
+    while kills < 20:
+        process = subprocess.Popen([*command, "cut"], cwd=tmp_path, env=surroundings, stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(1.5, 4.0))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        now = len(lines.read_bytes().splitlines()) if lines.is_file() else 0
+        assert now >= kept
+        kept = now
+        log.append(kept)
+    for out in ("cut", "whole"):
+        subprocess.run([*command, out], cwd=tmp_path, env=surroundings, check=True, capture_output=True)
+    print("finished examples after each kill:", log)
+    assert kills >= 5
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+    record = json.loads((tmp_path / "cut" / "record.json").read_text())
+    assert 1000 == record["n"]
+    assert torch.get_num_threads()
