@@ -41,7 +41,7 @@ class Parts:
     """The images in the parts of a folder, read one by one; of two with one id the later counts."""
 
     def __init__(self, folder: Path, kind: str = "part") -> None:
-        self._where = {id_: path for path in sorted(folder.glob(f"{kind}-*")) for id_ in _ids_of_part(path)}
+        self._where = {id_: path for path in sorted(folder.glob(f"{kind}-*.safetensors")) for id_ in _ids_of_part(path)}
 
     def __contains__(self, id_: int) -> bool:
         return id_ in self._where

@@ -45,7 +45,7 @@ def evaluate(task: Task, out: Path, **options: Any) -> RunRecord:
     """A run with several stages that leave survivors."""
     model, data = task
     asked = {"attacks": "pgd:steps=3,apgd-ce:steps=4,square:steps=6", **options}
-    return robustgen.evaluate(model, data, "linf:0.03", out=out, precision="float32", batch_size=7, **asked)
+    return robustgen.evaluate(model, data, "linf:0.35", out=out, precision="float32", batch_size=7, **asked)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -62,7 +62,7 @@ def test_the_nearest_point_is_what_gets_scored(tmp_path: Path) -> None:
     gap = float((network(x)[0, 1] - network(x)[0, 0]).abs())
     reach = float((network.inner.weight[1] - network.inner.weight[0]).abs().sum())
     network.scale = 0.1 * gap  # seven standard deviations from the clean image, 1.4 from where the attack gets
-    record = robustgen.evaluate(network, (x, y), f"linf:{0.8 * gap / reach:.6f}", attacks="pgd:steps=10",
+    record = robustgen.evaluate(network, (x, y), f"linf:{0.8 * gap / reach:.6f}", attacks="pgd:steps=40",
                                 out=tmp_path / "run")  # fmt: skip
     assert record.stochastic is not None
     assert record.clean_accuracy.value == 1.0
