@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ __all__ = ["BLOCKS", "main", "render"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "flags.md", ROOT / "docs" / "plans.md")
+DOCUMENTS = (
+    ROOT / "README.md", ROOT / "docs" / "flags.md", ROOT / "docs" / "plans.md", ROOT / "docs" / "records.md",
+    ROOT / "docs" / "scale.md",
+)  # fmt: skip
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -172,6 +176,53 @@ def memory() -> str:
     return f"{_table(('examples', 'peak resident memory', 'seconds'), rows)}\n\n{result['what']} {_source(result)}"
 
 
+def evidence() -> str:
+    """Bytes of the witnesses, seconds of verify."""
+    result = _load("evidence")
+    rows = [
+        (
+            row["classifier"], row["threat"], row["plan"], str(row["witnesses"]),
+            f"{row['packed_bytes'] / 1000:.0f} kB", f"{100 * row['packed_bytes'] / row['raw_bytes']:.0f} %",
+            f"{row['run_seconds']:.1f}", f"{row['verify_seconds']:.2f}",
+            f"{100 * row['verify_seconds'] / row['run_seconds']:.1f} %",
+        )
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = (
+        "classifier", "threat", "plan", "witnesses", "packed", "of float32", "run, s", "verify, s", "of the run",
+    )  # fmt: skip
+    return f"{_table(header, rows)}\n\n{result['what']} {_source(result)}"
+
+
+def determinism() -> str:
+    """Verdicts and images that differ between batch sizes and numbers of threads."""
+    result = _load("determinism")
+    rows = [
+        (
+            row["classifier"], row["precision"], str(row["n"]), f"batch {way['batch']}, {way['threads']} threads",
+            str(way["verdicts"]), str(way["images"]),
+        )
+        for row in result["rows"]
+        for way in row["ways"]
+    ]  # fmt: skip
+    header = ("classifier", "precision", "examples", "way", "verdicts that differ", "images that differ")
+    return f"{_table(header, rows)}\n\nPlan `rapid`, {result['what']} {_source(result)}"
+
+
+def ranks() -> str:
+    """One process with two threads against two ranks with one."""
+    result = _load("ranks")
+    rows = []
+    for row in result["rows"]:
+        for way, seconds in row["seconds"].items():
+            middle, wall = statistics.median(seconds), statistics.median(row["wall"][way])
+            spread = f"{middle:.1f} [{min(seconds):.1f}, {max(seconds):.1f}]"
+            rows.append((row["classifier"], row["plan"], str(row["n"]), way, spread, f"{wall:.1f}"))
+    differ = sum(row["verdicts_that_differ"] for row in result["rows"])
+    header = ("classifier", "plan", "examples", "way", "seconds, median [min, max]", "with the start")
+    return f"{_table(header, rows)}\n\nVerdicts that differ: {differ}. {result['what']} {_source(result)}"
+
+
 def flags() -> str:
     """The manual of the health flags."""
     parts = []
@@ -186,7 +237,21 @@ def flags() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
-    for block in (accuracy, conformance, engine_speed, flag_confusion, flags, memory, missed, only_strong, pgd, plans)
+    for block in (
+        accuracy,
+        conformance,
+        determinism,
+        engine_speed,
+        evidence,
+        flag_confusion,
+        flags,
+        memory,
+        missed,
+        only_strong,
+        pgd,
+        plans,
+        ranks,
+    )
 }
 
 

@@ -45,6 +45,20 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
         ("threat", spec["threat"]),
         ("clean accuracy", _percent(record.clean_accuracy)),
         ("robust accuracy", _percent(record.robust_accuracy)),
+        *_stochastic(record),
+    ]
+
+
+def _stochastic(record: RunRecord) -> list[tuple[str, str]]:
+    """The figures of a randomised classifier, each on the final images with fresh noise."""
+    score = record.stochastic
+    if score is None:
+        return []
+    return [
+        ("  single shot", _percent(score.single_shot)),
+        (f"  majority of {score.draws}", _percent(score.majority)),
+        (f"  worst of {score.resubmissions}", _percent(score.worst_of_n)),
+        ("  no miss at all", f"{_percent(score.one_miss)}  (how AutoAttack's rand counts)"),
     ]
 
 
