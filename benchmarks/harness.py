@@ -70,13 +70,15 @@ def in_fresh_process(work: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(work, *arguments).result()
 
 
-def reference_verdicts(classifier: Classifier, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[list[bool], float]:
+def reference_verdicts(
+    classifier: Classifier, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int = 0
+) -> tuple[list[bool], float]:
     """Which images AutoAttack standard leaves robust, judged again in float32; and its seconds."""
     from pyautoattack import AutoAttack
 
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     begun = time.perf_counter()
-    reference = AutoAttack(classifier, norm=norm, eps=threat.eps, version="standard", device="cpu", seed=0)
+    reference = AutoAttack(classifier, norm=norm, eps=threat.eps, version="standard", device="cpu", seed=seed)
     x_adv, _ = reference.run_standard_evaluation(x, y, batch_size=DEFAULT_BATCH)
     seconds = time.perf_counter() - begun
     with torch.no_grad():

@@ -223,6 +223,39 @@ def ranks() -> str:
     return f"{_table(header, rows)}\n\nVerdicts that differ: {differ}. {result['what']} {_source(result)}"
 
 
+def speed_limit() -> str:
+    """How fast a query can be at most, beside what it is."""
+    result = _load("speed-limit")
+    rows = [
+        (
+            row["classifier"], f"{row['million_macs']:.1f}", f"{1e6 * row['forward']['plain']:.0f}",
+            f"{1e6 * row['forward']['ours']:.0f}", f"{1e6 * row['bound_forward']:.0f}", f"{row['got_forward']:.1f} ×",
+            f"{row['most']:.1f} ×", f"{row['got_gradient']:.1f} ×",
+        )
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = (
+        "classifier", "million multiplications", "forward, plain float32, µs", "ours, µs", "bound, µs", "gained",
+        "at most", "gained with the gradient",
+    )  # fmt: skip
+    peak = f"A bfloat16 matrix product reaches {result['peak_gmacs']:.0f} thousand million multiplications a second."
+    return f"{_table(header, rows)}\n\n{peak} {_source(result)}"
+
+
+def self_agreement() -> str:
+    """AutoAttack against itself."""
+    result = _load("self_agreement")
+    rows = [
+        (
+            f"{row['classifier']}, {row['threat']}", str(row["n"]), *(f"{100 * share:.2f} %" for share in row["robust"]),
+            f"{100 * row['agreement']:.2f} %", ", ".join(map(str, row["differ"])) or "none",
+        )
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ("classifier, threat", "images", "seed 0", "seed 1", "same verdict", "differ on")
+    return f"{_table(header, rows)}\n\n{_source(result)}"
+
+
 def flags() -> str:
     """The manual of the health flags."""
     parts = []

@@ -97,6 +97,7 @@ class _Run:
         self.judges = {threat: Judge(job.classifier, threat, votes=votes) for threat in job.threats}
         self.oracle = Oracle(job.search, eot=job.plan.eot)
         self.labels: dict[int, int] = {}
+        self.before = set(journal.done)  # by earlier processes, and known to every rank
         self.standing = [id_ for id_ in job.ids if id_ not in journal.done][ranks.rank :: ranks.size]
         self.cost: dict[int, dict[str, list[int]]] = {id_: {} for id_ in self.standing}
         self.errors: dict[int, str] = {}
@@ -210,8 +211,11 @@ class _Run:
     def escalate(self) -> None:
         """Where a flag says that gradients may lie, run what the plan keeps for that case."""
         self.flags = set(self.health.flags)
-        won = sum(map(broken_without_gradients, self.journal.done.values()))
-        counts = self.ranks.gather((won, len(self.standing) + sum(e.robust for e in self.journal.done.values())))
+        mine = [e for id_, e in self.journal.done.items() if self.ranks.first or id_ not in self.before]
+        later = {stage.label for stage in self.job.escalation}  # what they broke stood when this was asked first
+        won = sum(broken_without_gradients(e) for e in mine if e.broken_by not in later)
+        left = sum(e.robust or e.broken_by in later for e in mine)
+        counts = self.ranks.gather((won, len(self.standing) + left))
         if black_box_wins(*(sum(column) for column in zip(*counts, strict=True))):
             self.flags.add("black-box-wins")
         reasons = sorted(name for name in self.flags if FLAGS[name].escalates)

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 import robustgen
 from robustgen import durable, engine, journal
+from robustgen.attacks import plans
+from robustgen.attacks.apgd import APGDCE
+from robustgen.attacks.square import Square
 from robustgen.durable import FolderLock
 from robustgen.errors import SpecError
 from robustgen.record import RunRecord
@@ -162,6 +165,43 @@ def test_individual_attacks_resume_as_well(task: Task, tmp_path: Path, monkeypat
     assert ["APGDCE", "APGDT", "FABT", "FABT", "Square"] == calls
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
     assert list(read_witnesses(tmp_path / "cut"))
+
+
+@pytest.mark.usefixtures("flush_often")
+def test_a_run_that_escalated_resumes(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped among the thorough attacks, it raises the same flags and ends in the same folder."""
+
+    class Coarse(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.inner((x * 6).round() / 6)
+            return logits
+
+    model, (x, y) = Coarse(task[0]).eval(), task[1]
+    monkeypatch.setattr(plans, "_autoattack", lambda _: (APGDCE(steps=3), Square(steps=30)))
+    options: dict[str, Any] = {"plan": "rapid", "precision": "float32"}
+    whole = robustgen.evaluate(model, (x, y), "linf:0.45", out=tmp_path / "whole", **options)
+    assert "zero-gradient" in whole.flags
+    assert any("thorough" in note for note in whole.notes)
+    real, calls = engine.run, []
+
+    def run(attack: Any, *rest: Any, **named: Any) -> None:
+        calls.append(attack)
+        real(attack, *rest, **named)
+        if attack == Square(steps=30):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        robustgen.evaluate(model, (x, y), "linf:0.45", out=tmp_path / "cut", **options)
+    asked = len(calls)
+    again = robustgen.evaluate(model, (x, y), "linf:0.45", out=tmp_path / "cut", **options)
+    assert asked == len(calls), "nothing was left to run"
+    assert whole.flags == again.flags
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
 
 
 def test_a_second_process_is_refused(task: Task, tmp_path: Path) -> None:
