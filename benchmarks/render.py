@@ -247,7 +247,8 @@ def self_agreement() -> str:
     result = _load("self_agreement")
     rows = [
         (
-            f"{row['classifier']}, {row['threat']}", str(row["n"]), *(f"{100 * share:.2f} %" for share in row["robust"]),
+            f"{row['classifier']}, {row['threat']}", str(row["n"]),
+            *(f"{100 * share:.2f} %" for share in row["robust"]),
             f"{100 * row['agreement']:.2f} %", ", ".join(map(str, row["differ"])) or "none",
         )
         for row in result["rows"]

@@ -1,8 +1,8 @@
 """How much faster than plain float32 a query can be at most on this processor, and how near we are.
 
 `standard` must ask every query of the reference for an example that stays robust, so its ratio is that of a query's
-time. The reference asks in plain float32. The lower bound of a query's time is its multiplications at the rate of a large
-bfloat16 matrix product, with everything else free.
+time. The reference asks in plain float32. The least that a query can take is its multiplications at the rate of a
+large bfloat16 matrix product, with everything else free.
 """
 
 from __future__ import annotations
