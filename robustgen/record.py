@@ -183,7 +183,8 @@ class RunRecord:
                 kept[key] = Estimate(**kept[key])
             kept["attacks"] = tuple(_attack_summary(row) for row in kept["attacks"])
             if kept["stochastic"] is not None:
-                score = {k: Estimate(**v) if isinstance(v, dict) else v for k, v in kept["stochastic"].items()}
+                score: dict[str, Any] = kept["stochastic"]
+                score = {k: Estimate(**v) if isinstance(v, dict) else v for k, v in score.items()}
                 kept["stochastic"] = StochasticScore(**score)
             kept.update(flags=tuple(kept["flags"]), notes=tuple(kept["notes"]), run=str(run))
             return cls(**kept)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from robustgen.errors import SpecError
 from robustgen.ranks import Ranks, joined_ranks
 from robustgen.spec import RunSpec
-from tests.helpers import ROOT
+from tests.helpers import ROOT, make_convnet
 
 SAME = ("spec.json", "examples.jsonl", "record.json", "witnesses/adversarials-00000.safetensors")
 
@@ -48,7 +49,9 @@ def work(tmp_path: Path) -> Path:
         "    return make_convnet(seed=int(os.environ.get('RANK', 0)) if os.environ.get('DIFFER') else 0)\n"
     )
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
-    np.savez(tmp_path / "data.npz", image=images, label=np.arange(60) % 4)
+    labels = make_convnet()(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255).argmax(1).numpy()
+    labels[:3] = (labels[:3] + 1) % 4
+    np.savez(tmp_path / "data.npz", image=images, label=labels)
     return tmp_path
 
 
@@ -57,7 +60,7 @@ def start(work: Path, ranks: int, out: str, **variables: str) -> subprocess.Comp
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [
         sys.executable, *launcher, "-m", "robustgen", "eval", "python:net.py:make", "--data", "npz:data.npz",
-        "--threat", "linf:0.3", "--attacks", "apgd-ce:steps=10,square:steps=20", "--precision", "float32",
+        "--threat", "linf:0.25", "--attacks", "apgd-ce:steps=10,square:steps=20", "--precision", "float32",
         "--out", out, "--json",
     ]  # fmt: skip
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}

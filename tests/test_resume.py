@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 import robustgen
@@ -235,23 +233,13 @@ def test_bytes_reach_the_disk_before_the_names(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> list[str]:
-    """A run of the command line that takes some ten seconds, without its folder."""
-    (tmp_path / "model.py").write_text(
-        "from tests.helpers import make_convnet\n\n\ndef make():\n    return make_convnet(classes=10)\n",
-        encoding="utf-8",
-    )
-    return [
-        sys.executable, "-m", "robustgen", "eval", "python:model.py:make", "--threat", "linf:0.02",
-        "--attacks", "apgd-ce,apgd-t:steps=40,square:steps=300", "--precision", "float32", "--batch-size", "32",
-        "--out",
-    ]  # fmt: skip
-
-
 @pytest.mark.slow
-def test_killed_twenty_times(command: list[str], tmp_path: Path) -> None:
+def test_killed_twenty_times(tmp_path: Path) -> None:
     """SIGKILL at 20 random moments of one run: no finished line is ever lost, and the folder ends up the same."""
+    command = [
+        sys.executable, "-m", "robustgen", "eval", "--n", "150", "--precision", "float32", "--batch-size", "8",
+        "--attacks", "apgd-ce:steps=40,apgd-t:steps=10,square:steps=300", "--out",
+    ]  # fmt: skip
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     draw, kept, kills, log = random.Random(0), 0, 0, []
     lines = tmp_path / "cut" / "examples.jsonl"
@@ -270,8 +258,5 @@ def test_killed_twenty_times(command: list[str], tmp_path: Path) -> None:
     for out in ("cut", "whole"):
         subprocess.run([*command, out], cwd=tmp_path, env=surroundings, check=True, capture_output=True)
     print("finished examples after each kill:", log)
-    assert kills >= 5
+    assert 20 == kills
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
-    record = json.loads((tmp_path / "cut" / "record.json").read_text())
-    assert 1000 == record["n"]
-    assert torch.get_num_threads()
