@@ -1,7 +1,7 @@
 """Writing that survives kill -9 and a power cut: files that are whole or absent, one writer a folder.
 
 A file is written under another name, forced to the disk, renamed, and the rename forced to the disk: in this order no
-crash can leave half of it under its own name. Appended lines are forced before anything that speaks of them.
+crash can leave half of it under its own name. What is appended is with the system at once, and forced now and then.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ try:
 except ImportError:  # Windows has no advisory locks of this kind
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FolderLock", "append", "disk_errors", "remove", "replace", "write_json"]
+__all__ = ["Appender", "FolderLock", "cut", "disk_errors", "remove", "replace", "write_json"]
 
 
 def replace(path: Path, content: bytes) -> None:
     """Write a file so that it is either the old or the new one, never half of it."""
     draft = path.with_name(path.name + ".tmp")
-    _write(draft, content, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        _write(file, content)
+        os.fsync(file)
+    finally:
+        os.close(file)
     draft.replace(path)
     _settle(path.parent)
 
@@ -37,12 +42,40 @@ def write_json(path: Path, value: Any) -> None:
     replace(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def append(path: Path, content: bytes) -> None:
-    """Add to the end of a file; a crash can cut only what is being added."""
-    fresh = not path.exists()
-    _write(path, content, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    if fresh:
-        _settle(path.parent)
+class Appender:
+    """Adds to the end of a file, unbuffered: what was added survives kill -9 at once, a power cut after `sync`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+        self._fresh = False
+
+    def add(self, content: bytes) -> None:
+        """Write; a crash can cut only what is being added."""
+        if self._file is None:
+            self._fresh = not self.path.exists()
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        _write(self._file, content)
+
+    def sync(self) -> None:
+        """Force to the disk what was added, and the file's name when it is new."""
+        if self._file is not None:
+            os.fsync(self._file)
+            if self._fresh:
+                _settle(self.path.parent)
+                self._fresh = False
+
+    def close(self) -> None:
+        """Give the file back; the next `add` opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def cut(path: Path, size: int) -> None:
+    """Shorten a file to so many bytes."""
+    if path.stat().st_size > size:
+        os.truncate(path, size)
 
 
 def remove(path: Path) -> None:
@@ -50,16 +83,10 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Unbuffered, and forced to the disk."""
-    file = os.open(path, mode, 0o666)
-    try:
-        left = memoryview(content)
-        while left:
-            left = left[os.write(file, left) :]
-        os.fsync(file)
-    finally:
-        os.close(file)
+def _write(file: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(file, left) :]
 
 
 def _settle(folder: Path) -> None:

@@ -78,10 +78,10 @@ def _open(job: Job, ranks: Ranks) -> Journal:
     """The journal: rank 0 makes the folder, then the others read it, before anybody writes more."""
     shape = job.dataset.shape
     needed = len(job.ids) * (4 * shape[0] * shape[1] * shape[2] + 1024)
-    journals = [Journal(job.folder, job.spec, bytes_needed=needed)] if ranks.first else []
+    journals = [Journal(job.folder, job.spec, shape, bytes_needed=needed)] if ranks.first else []
     ranks.gather(None)
     if not ranks.first:
-        journals = [Journal(job.folder, job.spec, bytes_needed=needed, rank=ranks.rank)]
+        journals = [Journal(job.folder, job.spec, shape, bytes_needed=needed, rank=ranks.rank)]
     ranks.gather(None)
     return journals[0]
 
@@ -281,7 +281,7 @@ def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:
     clean, robust, attacks = summarise(examples, run.ran, clock)
     flags = run.flags | ({"not-finite"} if any(e.error for e in examples) else set())
     return RunRecord(
-        stochastic=score_stochastic(job, examples) if run.randomised else None,
+        stochastic=score_stochastic(job, examples, journal) if run.randomised else None,
         spec=asdict(job.spec),
         identity=job.spec.identity(),
         n=len(examples),

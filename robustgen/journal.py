@@ -2,7 +2,7 @@
 
 spec.json                     what is being run, written first
 examples.jsonl                one line an example, appended as they finish; sorted by id at the end
-witnesses/*.safetensors       the adversarial images: parts while running, packed at the end
+witnesses/                    the adversarial images: appended to part.bin while running, packed at the end
 seconds.json                  clock, kept apart from what is the same every time
 record.json                   the summary, written last
 progress.jsonl, lock          only while it runs: what unfinished examples have been through; who writes
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,20 +24,23 @@ from typing import Any
 
 from torch import Tensor
 
-from robustgen.durable import FolderLock, append, disk_errors, remove, replace, write_json
+from robustgen.durable import Appender, FolderLock, cut, disk_errors, remove, replace, write_json
 from robustgen.errors import RecordError, SpecError
 from robustgen.record import ExampleRecord, RunRecord
 from robustgen.spec import RunSpec
-from robustgen.witnesses import pack_parts, save_part, unpack
+from robustgen.witnesses import Parts, pack_parts, part_record, unpack, whole_bytes
 
 __all__ = ["Journal", "saved_spec"]
 
-_FLUSH_SECONDS = 2.0
-_FLUSH_ROWS = 256
+_SYNC_SECONDS = 2.0
+_APPENDED = {
+    "part": "witnesses/part{}.bin", "near": "witnesses/near{}.bin", "progress": "progress{}.jsonl",
+    "examples": "examples{}.jsonl",
+}  # fmt: skip
 _MARGIN_BYTES = 16 * 2**20
 _LEFTOVERS = (
-    "examples-*.jsonl", "progress*.jsonl", "seconds-*.json", "*.tmp", "witnesses/*.tmp", "witnesses/part-*",
-    "witnesses/near-*", "lock",
+    "examples-*.jsonl", "progress*.jsonl", "seconds-*.json", "*.tmp", "witnesses/*.tmp", "witnesses/part*.bin",
+    "witnesses/near*.bin", "lock",
     ".write-probe",
 )  # fmt: skip
 _OPENED = {"lock", "witnesses", "spec.json.tmp", ".write-probe"}  # what a process may leave before it writes spec.json
@@ -60,6 +64,7 @@ class Journal:
         folder: the run folder; created.
         spec: what is being run.
         bytes_needed: the most that the run can write, checked against the free space before any work.
+        shape: (C, H, W) of the images.
         rank: which process of those that share the run; rank 0 opens the folder before the others.
 
     Attributes:
@@ -73,17 +78,17 @@ class Journal:
         RecordError: it holds another run; the fields that differ are named.
     """
 
-    def __init__(self, folder: Path, spec: RunSpec, *, bytes_needed: int = 0, rank: int = 0) -> None:
+    def __init__(
+        self, folder: Path, spec: RunSpec, shape: tuple[int, int, int], *, bytes_needed: int = 0, rank: int = 0
+    ) -> None:
         self.folder = folder
         self.done: dict[int, ExampleRecord] = {}
         self.passed: dict[str, dict[int, dict[str, Any]]] = {}
         self.seconds: dict[str, float] = {}
+        self._shape = shape
         self._suffix = f"-{rank}" if rank else ""
-        self._lines: list[str] = []
-        self._steps: list[str] = []
-        self._images: dict[str, dict[int, Tensor]] = {"part": {}, "near": {}}
-        self._parts = 0
-        self._flushed = time.monotonic()
+        self._files = {kind: Appender(folder / pattern.format(self._suffix)) for kind, pattern in _APPENDED.items()}
+        self._synced = time.monotonic()
         if folder.is_dir() and self.finished and saved_spec(folder) == spec:
             self._lock = None
             with suppress(OSError):  # a crash in the last moment, or a disk that cannot be written any more
@@ -102,6 +107,7 @@ class Journal:
     def _open(self, spec: RunSpec) -> None:
         if self._lock is not None:
             unpack(self.folder / "witnesses")
+        self._cut_torn_ends()
         self.recover()
         if not (self.folder / "spec.json").is_file():
             write_json(self.folder / "spec.json", asdict(spec))
@@ -114,8 +120,7 @@ class Journal:
     def add(self, record: ExampleRecord, x_adv: Tensor | None) -> None:
         """File a finished example with its witness (C, H, W), if it has one."""
         self.done[record.id] = record
-        self._lines.append(record.line())
-        self._keep(record.id, x_adv)
+        self._append(record.id, {"part": x_adv}, "examples", record.line())
 
     def step(
         self, stage: str, id_: int, left: dict[str, Any], x_adv: Tensor | None = None, near: Tensor | None = None
@@ -128,32 +133,30 @@ class Journal:
             near: the point that came nearest, where it will be scored.
         """
         self.passed.setdefault(stage, {})[id_] = left
-        self._steps.append(json.dumps({"stage": stage, "id": id_, **left}, sort_keys=True, allow_nan=False))
-        self._keep(id_, x_adv, near)
+        line = json.dumps({"stage": stage, "id": id_, **left}, sort_keys=True, allow_nan=False)
+        self._append(id_, {"part": x_adv, "near": near}, "progress", line)
 
-    def _keep(self, id_: int, x_adv: Tensor | None, near: Tensor | None = None) -> None:
-        for kind, image in (("part", x_adv), ("near", near)):
-            if image is not None:
-                self._images[kind][id_] = image
-        rows = len(self._lines) + len(self._steps)
-        if rows >= _FLUSH_ROWS or time.monotonic() - self._flushed > _FLUSH_SECONDS:
+    def _append(self, id_: int, images: dict[str, Tensor | None], kind: str, line: str) -> None:
+        """Hand images, then the line that speaks of them, to the system; force them to the disk now and then."""
+        with disk_errors(self.folder):
+            for name, image in images.items():
+                if image is not None:
+                    self._files[name].add(part_record(id_, image))
+            self._files[kind].add(f"{line}\n".encode())
+        if time.monotonic() - self._synced > _SYNC_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Put what is finished on the disk: witnesses first, then the lines that speak of them."""
-        self._flushed = time.monotonic()
+        """Force to the disk what was appended: images first."""
+        self._synced = time.monotonic()
         with disk_errors(self.folder):
-            for kind, images in self._images.items():
-                if images:
-                    self._parts += 1
-                    name = f"{kind}-{time.time_ns():020d}-{self._parts}{self._suffix}"
-                    save_part(images, self.folder / "witnesses", name)
-                    images.clear()
-            for stem, lines in (("progress", self._steps), ("examples", self._lines)):
-                if lines:
-                    append(self.folder / f"{stem}{self._suffix}.jsonl", ("\n".join(lines) + "\n").encode())
-                    lines.clear()
+            for file in self._files.values():
+                file.sync()
             write_json(self.folder / f"seconds{self._suffix}.json", self.seconds)
+
+    def parts(self, kind: str = "part") -> Parts:
+        """The images of all ranks so far."""
+        return Parts(self.folder / "witnesses", kind, self._shape)
 
     def all_seconds(self) -> dict[str, float]:
         """Stage -> clock of the slowest rank."""
@@ -165,7 +168,7 @@ class Journal:
         self.flush()
         with disk_errors(self.folder):
             examples = sorted(self.done.values(), key=lambda e: e.id)
-            pack_parts(self.folder / "witnesses", [e.id for e in examples if e.distance is not None])
+            pack_parts(self.folder / "witnesses", self.parts(), [e.id for e in examples if e.distance is not None])
             replace(self.folder / "examples.jsonl", "".join(e.line() + "\n" for e in examples).encode())
             write_json(self.folder / "seconds.json", self.all_seconds())
             write_json(self.folder / "record.json", record.stored())
@@ -179,34 +182,51 @@ class Journal:
 
     def release(self) -> None:
         """Let other processes have the folder."""
+        for file in self._files.values():
+            file.close()
         if self._lock is not None:
             self._lock.release()
 
+    def _cut_torn_ends(self) -> None:
+        """Shorten this rank's own files to what is whole in them."""
+        for kind, file in self._files.items():
+            if file.path.is_file():
+                lines = kind in ("examples", "progress")
+                cut(file.path, _whole_lines(file.path) if lines else whole_bytes(file.path, self._shape))
+
     def recover(self) -> None:
-        """Read what any process finished; a half-written last line is dropped."""
+        """Read what any process finished.
+
+        A half-written last line is dropped, and so is one whose witness a power cut took.
+        """
+        parts = self.parts()
         for path in sorted(self.folder.glob("examples*.jsonl")):
-            for line in self._whole_lines(path, ExampleRecord.from_line):
-                self.done[line.id] = line
+            for example in _read_lines(path, ExampleRecord.from_line):
+                if example.distance is None or example.id in parts:
+                    self.done[example.id] = example
         for path in sorted(self.folder.glob("progress*.jsonl")):
-            for left in self._whole_lines(path, json.loads):
-                self.passed.setdefault(left.pop("stage"), {})[left.pop("id")] = left
+            for left in _read_lines(path, json.loads):
+                stage, id_ = left.pop("stage"), left.pop("id")
+                if not left.get("broken") or id_ in parts:
+                    self.passed.setdefault(stage, {})[id_] = left
         clock = self.folder / f"seconds{self._suffix}.json"
         if clock.is_file() and not self.seconds:
             self.seconds = json.loads(clock.read_text(encoding="utf-8"))
 
-    def _whole_lines(self, path: Path, read: Any) -> list[Any]:
-        """Each line, read; this rank's own file is cut where its last line is not whole."""
-        raw = path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        lines = []
-        for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), 1):
-            try:
-                lines.append(read(line))
-            except (ValueError, TypeError):
-                raise RecordError(f"{path}, line {number}, cannot be read; remove the folder to start again.") from None
-        if len(whole) != len(raw) and path.stem.removeprefix("examples").removeprefix("progress") == self._suffix:
-            replace(path, whole)
-        return lines
+
+def _whole_lines(path: Path) -> int:
+    """How many bytes of a file are whole lines."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _read_lines(path: Path, read: Callable[[str], Any]) -> Iterator[Any]:
+    """Each whole line, read."""
+    raw = path.read_bytes()
+    for number, line in enumerate(raw[: raw.rfind(b"\n") + 1].decode("utf-8", "replace").splitlines(), 1):
+        try:
+            yield read(line)
+        except (ValueError, TypeError):
+            raise RecordError(f"{path}, line {number}, cannot be read; remove the folder to start again.") from None
 
 
 def _check_folder(folder: Path, spec: RunSpec, bytes_needed: int) -> None:

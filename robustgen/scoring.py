@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustgen.journal import Journal
 from robustgen.judge import Judge
 from robustgen.prepare import Job
 from robustgen.record import ExampleRecord, StochasticScore
@@ -24,10 +25,9 @@ VOTES = 21  # draws of a randomised classifier whose majority is its prediction
 _RESUBMISSIONS = 10
 
 
-def score_stochastic(job: Job, examples: Sequence[ExampleRecord]) -> StochasticScore:
+def score_stochastic(job: Job, examples: Sequence[ExampleRecord], journal: Journal) -> StochasticScore:
     """Fresh passes over the witness of each broken example, the nearest point of each other, the clean image else."""
-    folder = job.folder / "witnesses"
-    broken, near = Parts(folder), Parts(folder, "near")
+    broken, near = journal.parts(), journal.parts("near")
     judge = Judge(job.classifier, job.threats[0])
     single = majority = worst = unhurt = 0
     for at in range(0, len(examples), job.batch_size):

@@ -7,16 +7,19 @@ A finished run keeps them in witnesses/adversarials-00000.safetensors and so on,
     packed  uint8: an xz stream of N images, float32 little-endian, or uint8 where every pixel is exactly k / 255
 
 so `np.frombuffer(lzma.decompress(packed), "<f4").reshape(N, C, H, W)` reads one without robustgen. While a run is under
-way, parts hold the images as they come, unpacked: one float32 tensor for each id.
+way, each rank appends its images to part.bin as they come, unpacked: the id as int64, then the pixels as float32.
 """
 
 from __future__ import annotations
 
 import lzma
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -25,46 +28,70 @@ from torch import Tensor
 from robustgen.durable import remove, replace
 from robustgen.errors import RecordError
 
-__all__ = ["Parts", "pack_parts", "read_witnesses", "save_packed", "save_part", "unpack"]
+__all__ = ["Parts", "pack_parts", "part_record", "read_witnesses", "save_packed", "unpack", "whole_bytes"]
 
 _IMAGES, _BYTES = 1024, 64 * 2**20  # the most that one file holds, before packing
 # Pixels are four bytes wide, and many of them equal x + eps or x - eps of a few grey values: bits of the position.
 _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 1, "lc": 1, "lp": 2, "pb": 2}]
 
 
-def save_part(images: Mapping[int, Tensor], folder: Path, name: str) -> None:
-    """Write images (C, H, W) float32 as they are; `name` begins with what they are, such as part-."""
-    replace(folder / f"{name}.safetensors", save({str(id_): x.contiguous() for id_, x in images.items()}))
+def part_record(id_: int, image: Tensor) -> bytes:
+    """One image (C, H, W) float32 as it is appended."""
+    return np.int64(id_).tobytes() + image.float().contiguous().numpy().astype("<f4", copy=False).tobytes()
 
 
 class Parts:
-    """The images in the parts of a folder, read one by one; of two with one id the later counts."""
+    """The images that the ranks of an unfinished run have appended, read one by one; the later of two with one id.
 
-    def __init__(self, folder: Path, kind: str = "part") -> None:
-        self._where = {id_: path for path in sorted(folder.glob(f"{kind}-*.safetensors")) for id_ in _ids_of_part(path)}
+    Args:
+        folder: RUN/witnesses.
+        kind: part for witnesses, near for the points that came nearest.
+        shape: (C, H, W).
+    """
+
+    def __init__(self, folder: Path, kind: str, shape: tuple[int, int, int]) -> None:
+        self._shape, self._form = shape, _record_form(shape)
+        self._where: dict[int, tuple[Path, int]] = {}
+        for path in sorted(folder.glob(f"{kind}*.bin")):
+            self._where |= {id_: (path, k) for k, id_ in enumerate(_records(path, self._form)["id"].tolist())}
 
     def __contains__(self, id_: int) -> bool:
         return id_ in self._where
 
     def __getitem__(self, id_: int) -> Tensor:
         """(C, H, W) float32."""
-        with safe_open(self._where[id_], "pt") as file:
-            image: Tensor = file.get_tensor(str(id_))
-        return image
+        path, k = self._where[id_]
+        return torch.from_numpy(_records(path, self._form)[k]["pixels"].astype(np.float32)).reshape(self._shape)
 
 
-def pack_parts(folder: Path, wanted: Sequence[int]) -> None:
+def _record_form(shape: tuple[int, int, int]) -> np.dtype[Any]:
+    return np.dtype([("id", "<i8"), ("pixels", "<f4", (math.prod(shape),))])
+
+
+def _records(path: Path, form: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The whole records of a file, not read yet; one that was cut off at the end is left out."""
+    count = path.stat().st_size // form.itemsize
+    return np.memmap(path, form, "r", shape=(count,)) if count else np.empty(0, form)
+
+
+def whole_bytes(path: Path, shape: tuple[int, int, int]) -> int:
+    """How many bytes of a part are whole records."""
+    size = _record_form(shape).itemsize
+    return path.stat().st_size // size * size
+
+
+def pack_parts(folder: Path, parts: Parts, wanted: Sequence[int]) -> None:
     """Bring the parts in a folder into the final form, with the images of these ids, sorted; the parts stay."""
-    parts = Parts(folder)
     held = [id_ for id_ in sorted(wanted) if id_ in parts]
     for k, ids in enumerate(_groups(held, parts)):
         save_packed(torch.stack([parts[id_] for id_ in ids]), ids, folder / f"adversarials-{k:05d}.safetensors")
 
 
 def unpack(folder: Path) -> None:
-    """Turn packed files into parts again: an earlier process was stopped between packing and its last write."""
+    """Turn packed files into a part again: an earlier process was stopped between packing and its last write."""
     for path in sorted(folder.glob("adversarials-*.safetensors")):
-        save_part(dict(_unpacked(path)), folder, f"part-0-{path.stem}")
+        part = folder / f"part-0-{path.stem}.bin"
+        replace(part, b"".join(part_record(id_, image) for id_, image in _unpacked(path)))
         remove(path)
 
 
@@ -110,8 +137,3 @@ def _unpacked(path: Path) -> Iterator[tuple[int, Tensor]]:
     else:
         raise ValueError(f"it holds {len(content)} bytes for {len(ids)} images of shape {shape.tolist()}")
     yield from zip(ids.tolist(), pixels.reshape(-1, *shape.tolist()), strict=True)
-
-
-def _ids_of_part(path: Path) -> list[int]:
-    with safe_open(path, "pt") as file:
-        return [int(name) for name in file.keys()]  # noqa: SIM118 -- safe_open is no mapping

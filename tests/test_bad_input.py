@@ -338,7 +338,7 @@ def test_disk_that_fills_up_fails_the_run(
 
     command = [*_arguments("+ --attacks fgsm", inputs), "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "save_part", full)
+        patch.setattr(journal.Appender, "add", full)
         assert _run(command) == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err

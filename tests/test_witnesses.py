@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustgen import witnesses
 from robustgen.errors import RecordError
-from robustgen.witnesses import Parts, pack_parts, read_witnesses, save_packed, save_part, unpack
+from robustgen.witnesses import Parts, pack_parts, part_record, read_witnesses, save_packed, unpack, whole_bytes
 
 
 def folder(tmp_path: Path) -> Path:
@@ -73,20 +73,23 @@ def test_parts_become_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Only what is wanted, sorted, the later of two with one id, so many a file; and back again."""
     monkeypatch.setattr(witnesses, "_IMAGES", 3)
     at, x = folder(tmp_path), images(9)
-    save_part({8: x[8], 1: x[0], 4: x[4]}, at, "part-1")
-    save_part({1: x[1], 2: x[2], 3: x[3], 6: x[6]}, at, "part-2")
-    (at / "part-3.safetensors.tmp").write_bytes(b"torn")
-    pack_parts(at, [8, 1, 2, 3, 4])
+    (at / "part-1.bin").write_bytes(b"".join(part_record(id_, x[k]) for id_, k in ((8, 8), (1, 0), (4, 4), (1, 1))))
+    (at / "part.bin").write_bytes(b"".join(part_record(k, x[k]) for k in (2, 3, 6)) + part_record(5, x[5])[:-1])
+    parts = Parts(at, "part", (3, 5, 7))
+    pack_parts(at, parts, [8, 1, 2, 3, 4])
     assert 2 == len(list(at.glob("adversarials-*.safetensors")))
     found = dict(read_witnesses(tmp_path))
     assert [1, 2, 3, 4, 8] == list(found)
     assert all(same(x[id_], image) for id_, image in found.items())
-    for part in at.glob("part-*"):
+    assert 5 not in parts, "it was cut off"
+    assert whole_bytes(at / "part.bin", (3, 5, 7)) == 3 * len(part_record(0, x[0]))
+    for part in at.glob("part*"):
         part.unlink()
     unpack(at)
+    again = Parts(at, "part", (3, 5, 7))
     assert not list(at.glob("adversarials-*"))
-    assert all(same(x[id_], Parts(at)[id_]) for id_ in found)
-    assert 6 not in Parts(at)
+    assert all(same(x[id_], again[id_]) for id_ in found)
+    assert 6 not in again
 
 
 def test_files_that_lie_about_themselves(tmp_path: Path) -> None:
