@@ -251,7 +251,7 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
     files = [tmp_path / "cut" / name for name in ("examples.jsonl", "progress.jsonl")]
     while kills < 20:
         process = subprocess.Popen([*command, "cut"], cwd=tmp_path, env=surroundings, stderr=subprocess.DEVNULL)
-        time.sleep(draw.uniform(1.5, 4.0))
+        time.sleep(draw.uniform(2.5, 5.5))
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
