@@ -14,7 +14,7 @@ from typing import Any
 
 from robustgen.benchmarks.harness import store
 
-CASES = (("fmnist-at", "rapid", 1000), ("fmnist-at", "standard", 100), ("cifar10-at", "rapid", 500))
+CASES = (("fmnist-at", "rapid", 1000), ("fmnist-at", "standard", 100), ("cifar10-at", "rapid", 300))
 WAYS = {
     "1 process, 2 threads": ([], "2"),
     "2 processes, 1 thread each": (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], "1"),
