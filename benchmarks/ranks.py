@@ -25,7 +25,7 @@ def run(way: str, case: tuple[str, str, int], data_dir: Path | None, out: Path) 
     """One evaluation by the command line: seconds with and without starting, and what it left."""
     classifier, plan, n = case
     launcher, threads = WAYS[way]
-    command = [sys.executable, *launcher, "-m", "robustgen", "eval", classifier, "--plan", plan, "--n", str(n)]
+    command = [sys.executable, *launcher, "-m", "robustgen", "eval", classifier, "--plan", plan, "-n", str(n)]
     command += ["--precision", "bfloat16+channels_last+folded", "--out", str(out)]
     command += ["--data-dir", str(data_dir)] if data_dir else []
     begun = time.perf_counter()

@@ -50,7 +50,7 @@ def eval_command(
         Path | None, typer.Option(help="Run folder whose witnesses are tried first, as a transfer attack.")
     ] = None,
     suite: Annotated[str | None, typer.Option(help="Data, ids, threat, plan and seed of a published suite.")] = None,
-    n: Annotated[int | None, typer.Option("--n", help="The first N examples.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="The first N examples.")] = None,
     ids: Annotated[str | None, typer.Option(help="These examples: 0-99,205 or a file of ids.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw (default: 0).")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: runs/<data>-<classifier>-<identity>).")] = None,

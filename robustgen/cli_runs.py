@@ -150,7 +150,7 @@ def import_command(
     classifier: Annotated[str, typer.Option(help="What they were made against, as in `robustgen eval`.")],
     data: Annotated[str | None, typer.Option(help="Data set, as in `robustgen eval`.")] = None,
     threat: Annotated[str | None, typer.Option(help="Such as linf:8/255, l2:0.5 or l1:12.")] = None,
-    n: Annotated[int | None, typer.Option("--n", help="The first N examples.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="The first N examples.")] = None,
     ids: Annotated[str | None, typer.Option(help="These examples: 0-99,205 or a file of ids.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: runs/<data>-<classifier>-<identity>).")] = None,
     weights: Weights = None,

@@ -60,7 +60,7 @@ def start(work: Path, ranks: int, out: str, **variables: str) -> subprocess.Comp
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [
         sys.executable, *launcher, "-m", "robustgen", "eval", "python:net.py:make", "--data", "npz:data.npz",
-        "--threat", "linf:0.25", "--attacks", "apgd-ce:steps=10,square:steps=20", "--precision", "float32",
+        "-n", "60", "--threat", "linf:0.25", "--attacks", "apgd-ce:steps=10,square:steps=20", "--precision", "float32",
         "--out", out, "--json",
     ]  # fmt: skip
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
