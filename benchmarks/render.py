@@ -269,24 +269,11 @@ def flags() -> str:
     return "\n\n".join(parts)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    block.__name__: block
-    for block in (
-        accuracy,
-        conformance,
-        determinism,
-        engine_speed,
-        evidence,
-        flag_confusion,
-        flags,
-        memory,
-        missed,
-        only_strong,
-        pgd,
-        plans,
-        ranks,
-    )
-}
+_ALL = (
+    accuracy, conformance, determinism, engine_speed, evidence, flag_confusion, flags, memory, missed, only_strong, pgd,
+    plans, ranks, self_agreement, speed_limit,
+)  # fmt: skip
+BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL}
 
 
 def render(text: str) -> str:
