@@ -94,7 +94,8 @@ class Journal:
             with suppress(OSError):  # a crash in the last moment, or a disk that cannot be written any more
                 self._tidy()
             return
-        _check_folder(folder, spec, bytes_needed)
+        if rank == 0:  # the others come after it
+            _check_folder(folder, spec, bytes_needed)
         with disk_errors(folder):
             (folder / "witnesses").mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(folder) if rank == 0 else None
@@ -248,6 +249,6 @@ def _check_folder(folder: Path, spec: RunSpec, bytes_needed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise SpecError(f"--out: {folder} cannot be written ({error.strerror}); name another folder.") from None
