@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from robustgen import __version__
-from robustgen.cli_options import DataDir, Device, Json, Weights, app, with_progress
+from robustgen.cli_options import DataDir, Device, Json, Weights, app, show_record, with_progress
 from robustgen.errors import RobustgenError, SpecError
 
 __all__ = ["app", "main"]
@@ -104,14 +104,7 @@ def eval_command(
         )
         if not ranks.first:
             return
-    if json_:
-        print(json.dumps(record.to_json()))
-        return
-    from rich.console import Console
-
-    from robustgen.report import print_record
-
-    print_record(record, Console())
+    show_record(record, json_)
 
 
 @app.command("train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,8 +12,9 @@ import typer
 
 if TYPE_CHECKING:
     from robustgen.progress import Progress
+    from robustgen.record import RunRecord
 
-__all__ = ["DataDir", "Device", "Json", "Weights", "app", "with_progress"]
+__all__ = ["DataDir", "Device", "Json", "Weights", "app", "show_record", "with_progress"]
 
 app = typer.Typer(
     name="robustgen",
@@ -38,3 +40,15 @@ def with_progress(work: Callable[[Progress], Any], *, silent: bool = False) -> A
     progress = Silent() if silent else for_terminal()
     with progress if isinstance(progress, RichBars) else nullcontext():
         return work(progress)
+
+
+def show_record(record: RunRecord, as_json: bool) -> None:
+    """A finished run on stdout: the table, or one JSON object."""
+    if as_json:
+        print(json.dumps(record.to_json()))
+        return
+    from rich.console import Console
+
+    from robustgen.report import print_record
+
+    print_record(record, Console())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from robustgen.cli_options import DataDir, Device, Json, Weights, app, with_progress
+from robustgen.cli_options import DataDir, Device, Json, Weights, app, show_record, with_progress
 
 __all__: list[str] = []
 
@@ -176,11 +176,4 @@ def import_command(
     record = with_progress(
         lambda progress: import_adversarials(adversarials, request, out=out, device=device, progress=progress)
     )
-    if json_:
-        print(json.dumps(record.to_json()))
-        return
-    from rich.console import Console
-
-    from robustgen.report import print_record
-
-    print_record(record, Console())
+    show_record(record, json_)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -154,3 +155,16 @@ def copy_repository(folder: Path) -> None:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / path, target)
+
+
+def write_linear_task(folder: Path, count: int) -> None:
+    """net.py with `make` and `other`; data.npz with so many images, of which `make` gets all but two right."""
+    (folder / "net.py").write_text(
+        "from tests.helpers import make_linear\n"
+        "def make(): return make_linear((1, 8, 8))\ndef other(): return make_linear((1, 8, 8), seed=1)\n"
+    )
+    images = np.random.default_rng(0).integers(84, 172, (count, 8, 8, 1), dtype=np.uint8)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    labels = make_linear((1, 8, 8))(x).argmax(1).numpy()
+    labels[:2] = (labels[:2] + 1) % 4
+    np.savez(folder / "data.npz", image=images, label=labels)

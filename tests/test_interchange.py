@@ -18,22 +18,14 @@ from robustgen.record import RunRecord
 from robustgen.runs import read_examples
 from robustgen.threat import ThreatModel
 from robustgen.witnesses import read_witnesses
-from tests.helpers import make_linear
+from tests.helpers import make_linear, write_linear_task
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier file, a data file of 30 images, and a finished run."""
     folder = tmp_path_factory.mktemp("interchange")
-    (folder / "net.py").write_text(
-        "from tests.helpers import make_linear\n"
-        "def make(): return make_linear((1, 8, 8))\ndef other(): return make_linear((1, 8, 8), seed=1)\n"
-    )
-    images = np.random.default_rng(0).integers(84, 172, (30, 8, 8, 1), dtype=np.uint8)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    labels = make_linear((1, 8, 8))(x).argmax(1).numpy()
-    labels[:2] = (labels[:2] + 1) % 4
-    np.savez(folder / "data.npz", image=images, label=labels)
+    write_linear_task(folder, 30)
     evaluate(folder, "run")
     return folder
 

@@ -18,24 +18,14 @@ from robustgen.errors import RecordError, SpecError
 from robustgen.spec import RunSpec
 from robustgen.verify import verify_run
 from robustgen.witnesses import read_witnesses, save_packed
-from tests.helpers import make_linear
-
-CLASSIFIER = "net.py:make"
+from tests.helpers import write_linear_task
 
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a linear classifier over 40 images: some misclassified, some broken, some robust."""
     folder = tmp_path_factory.mktemp("verify")
-    (folder / "net.py").write_text(
-        "from tests.helpers import make_linear\n"
-        "def make(): return make_linear((1, 8, 8))\ndef other(): return make_linear((1, 8, 8), seed=1)\n"
-    )
-    images = np.random.default_rng(0).integers(84, 172, (40, 8, 8, 1), dtype=np.uint8)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    labels = make_linear((1, 8, 8))(x).argmax(1).numpy()
-    labels[:2] = (labels[:2] + 1) % 4
-    np.savez(folder / "data.npz", image=images, label=labels)
+    write_linear_task(folder, 40)
     record = robustgen.evaluate(
         f"python:{folder}/net.py:make", f"npz:{folder}/data.npz", "linf:2/255", attacks="pgd:steps=20,square:steps=20",
         precision="float32", out=folder / "run",
