@@ -74,6 +74,18 @@ def test_radius_shrinks_where_misclassified_and_grows_elsewhere() -> None:
     assert seen_tangent
 
 
+def test_the_ball_never_shrinks_below_the_threat_model() -> None:
+    """Where the boundary is nearer than eps, the radius falls below eps, and steps still use all of the ball."""
+    model = make_convnet(classes=4)
+    x, y = make_images(model, 12, (1, 8, 8))
+    threat, seen = ThreatModel("l2", 3.0), 0
+    for state in walk(FMN(steps=30), model, x, y, threat)[1:-12]:
+        length = (state.x_next - x).flatten(1).norm(dim=1)
+        seen += int((length > 1.2 * state.radius).sum())
+        assert (length <= state.radius.clamp(min=threat.eps) * (1 + 1e-5)).all()
+    assert seen > 10
+
+
 def test_targets_are_the_nearest_classes_in_turn() -> None:
     """Restart r aims at the r-th wrong class by logit, and begins again when there are no more."""
     model = make_linear((1, 8, 8), classes=4)

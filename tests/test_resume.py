@@ -23,6 +23,7 @@ from robustgen.attacks.square import Square
 from robustgen.durable import FolderLock
 from robustgen.errors import SpecError
 from robustgen.record import RunRecord
+from robustgen.runs import read_examples
 from robustgen.witnesses import read_witnesses
 from tests.helpers import ROOT, make_convnet, make_images
 
@@ -169,24 +170,27 @@ def test_a_run_that_escalated_resumes(task: Task, tmp_path: Path, monkeypatch: p
             return logits
 
     model, (x, y) = Coarse(task[0]).eval(), task[1]
-    monkeypatch.setattr(plans, "_autoattack", lambda _: (APGDCE(steps=3), Square(steps=30)))
+    monkeypatch.setattr(plans, "_autoattack", lambda _: (APGDCE(steps=3), Square(steps=200)))
     options: dict[str, Any] = {"plan": "rapid", "precision": "float32"}
-    whole = robustgen.evaluate(model, (x, y), "linf:0.45", out=tmp_path / "whole", **options)
+    whole = robustgen.evaluate(model, (x, y), "linf:0.5", out=tmp_path / "whole", **options)
     assert "zero-gradient" in whole.flags
     assert any("thorough" in note for note in whole.notes)
+    late = [e for e in read_examples(tmp_path / "whole") if e.broken_by == "square#2"]
+    assert len(late) >= 3, "enough for a flag of their own, were they counted"
+    assert "black-box-wins" not in whole.flags
     real, calls = engine.run, []
 
     def run(attack: Any, *rest: Any, **named: Any) -> None:
         calls.append(attack)
         real(attack, *rest, **named)
-        if attack == Square(steps=30):
+        if attack == Square(steps=200):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(engine, "run", run)
     with pytest.raises(KeyboardInterrupt):
-        robustgen.evaluate(model, (x, y), "linf:0.45", out=tmp_path / "cut", **options)
+        robustgen.evaluate(model, (x, y), "linf:0.5", out=tmp_path / "cut", **options)
     asked = len(calls)
-    again = robustgen.evaluate(model, (x, y), "linf:0.45", out=tmp_path / "cut", **options)
+    again = robustgen.evaluate(model, (x, y), "linf:0.5", out=tmp_path / "cut", **options)
     assert asked == len(calls), "nothing was left to run"
     assert whole.flags == again.flags
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
