@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import math
-import re
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from robustgen.adversarial_training import METHODS, Method
-from robustgen.errors import ArtifactError, SpecError, unknown_name
+from robustgen.errors import SpecError, unknown_name
+from robustgen.fields import (
+    FILE_NAME,
+    POSITIVE,
+    SEED,
+    SHARE,
+    TEXT,
+    WHOLE,
+    Rule,
+    check_fields,
+    count,
+    differences,
+    each,
+    number,
+    or_none,
+    parse_duration,
+    read_recipe,
+    read_section,
+    text,
+)
 from robustgen.nets import build_network
 from robustgen.threat import ThreatModel
 from robustgen.training_data import AUGMENTATIONS
@@ -30,8 +47,6 @@ __all__ = [
 
 _RECIPES = Path(__file__).resolve().parent / "recipes"
 _TOP_KEYS = ("name", "description", "licence", "seed", "data", "network", "training")
-
-Section = TypeVar("Section", "DataSettings", "TrainingSettings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +66,7 @@ class DataSettings:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self, "data")
+        check_fields(self, "data", _RULES)
         if len(self.mean) != len(self.std):
             raise SpecError(
                 f"data.mean and data.std need one number a channel each, got {len(self.mean)} and {len(self.std)}."
@@ -66,7 +81,7 @@ class NetworkSettings:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self, "network")
+        check_fields(self, "network", _RULES)
         with torch.device("meta"):  # a wrong option is found here, at no cost
             build_network(self.architecture, **self.options)
 
@@ -110,7 +125,7 @@ class TrainingSettings:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        _check(self, "training")
+        check_fields(self, "training", _RULES)
         for key, known in _CLOSED.items():
             if getattr(self, key) not in known:
                 raise unknown_name(f"training.{key}", getattr(self, key), known)
@@ -142,7 +157,7 @@ class Recipe:
     licence: str | None = None
 
     def __post_init__(self) -> None:
-        _check(self, "")
+        check_fields(self, "", _RULES)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
@@ -172,9 +187,9 @@ class Recipe:
             raise SpecError(f"network.{key}: options of the architecture belong into the table [network.options].")
         return cls(
             **{key: content[key] for key in ("name", "description", "seed", "licence") if key in content},
-            data=_section(DataSettings, "data", tables["data"]),
+            data=read_section(DataSettings, "data", tables["data"]),
             network=NetworkSettings(architecture=architecture, options=options),
-            training=_section(TrainingSettings, "training", tables["training"]),
+            training=read_section(TrainingSettings, "training", tables["training"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,12 +198,7 @@ class Recipe:
 
     def differences(self, other: Recipe) -> list[str]:
         """The fields that differ, such as "training.lr: 0.1 here, 0.2 there"."""
-        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
-        return [
-            f"{key}: {mine.get(key)} here, {theirs.get(key)} there"
-            for key in sorted(mine | theirs)
-            if mine.get(key) != theirs.get(key)
-        ]
+        return differences(self.to_dict(), other.to_dict())
 
 
 def list_recipes() -> dict[str, Path]:
@@ -203,105 +213,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         SpecError: no recipe of that name, or its content is not one; the field is named.
         ArtifactError: the file cannot be read.
     """
-    known = list_recipes()
-    if str(name_or_path) in known:
-        path = known[str(name_or_path)]
-    elif str(name_or_path).endswith(".toml"):
-        path = Path(name_or_path).expanduser()
-    else:
-        raise unknown_name("recipe", str(name_or_path), known, hint="Or give a file ending in .toml.")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"recipe {path}: there is no such file.") from None
-    except OSError as error:
-        raise ArtifactError(f"recipe {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise SpecError(f"recipe {path} is not TOML: {error}.") from error
-    try:
-        return Recipe.from_dict(content)
-    except SpecError as error:
-        raise SpecError(f"recipe {path}: {error}") from error
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of "2h", "30m", "45s", "1h30m" or "90".
-
-    Raises:
-        SpecError: not of that form, or zero.
-    """
-    number = r"(\d+(?:\.\d+)?)"
-    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip().lower())
-    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
-    total = 3600 * hours + 60 * minutes + seconds
-    if total <= 0:
-        raise SpecError(f"a duration reads like 2h, 30m, 45s or 90 (seconds), got '{text}'.")
-    return total
-
-
-def _section(kind: type[Section], name: str, table: dict[str, Any]) -> Section:
-    known = [entry.name for entry in fields(kind)]
-    for key in table:
-        if key not in known:
-            raise unknown_name("field", f"{name}.{key}", [f"{name}.{entry}" for entry in known])
-    required = [entry.name for entry in fields(kind) if entry.default is MISSING and entry.default_factory is MISSING]
-    for key in required:
-        if key not in table:
-            raise SpecError(f"the field '{name}.{key}' is missing.")
-    return kind(**table)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def _check(section: Any, table: str) -> None:
-    """Turn lists into tuples and whole numbers into floats where wanted, and refuse what does not fit."""
-    for entry in fields(section):
-        where = f"{table}.{entry.name}" if table else entry.name
-        if where not in _RULES:
-            continue
-        value = getattr(section, entry.name)
-        if isinstance(value, list):
-            value = tuple(value)
-        fits, wanted = _RULES[where]
-        if not fits(value):
-            raise SpecError(f"{where} must be {wanted}, got {value!r}.")
-        if entry.name in _FLOATS and value is not None:
-            value = float(value)
-        object.__setattr__(section, entry.name, value)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _number(low: float, high: float, *, open_low: bool = False) -> Callable[[Any], bool]:
-    """In [low, high), or in (low, high)."""
-
-    def fits(value: Any) -> bool:
-        plain = isinstance(value, int | float) and not isinstance(value, bool)
-        return plain and low <= value < high and not (open_low and value == low)
-
-    return fits
-
-
-def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
-
-
-def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, tuple) and all(fits(item) for item in value)
+    return read_recipe(name_or_path, list_recipes(), Recipe.from_dict)
 
 
 _CLOSED = {
@@ -310,38 +222,30 @@ _CLOSED = {
     "schedule": ("linear", "cosine", "constant"),
     "precision": ("auto", "float32", "bfloat16"),
 }
-_FLOATS = ("lr", "weight_decay", "warmup", "label_smoothing", "ema_decay", "rel_step")
-_POSITIVE = _number(0, math.inf, open_low=True)
-_SHARE = (_number(0, 1), "a number in [0, 1)")
-_WHOLE = (_count, "a whole number >= 1")
-_TEXT = (_text, "a text that is not empty")
 
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (
-        lambda value: isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value) is not None,
-        "letters, digits and .-_ only, because files are named after it",
-    ),
-    "description": _TEXT,
-    "licence": (_or_none(_text), "a text"),
-    "seed": (lambda value: value is not False and (value == 0 or _count(value)), "a whole number >= 0"),
-    "data.name": _TEXT,
-    "data.validation": _WHOLE,
-    "data.mean": (_each(_number(-math.inf, math.inf)), "a list of numbers, one a channel"),
-    "data.std": (_each(_POSITIVE), "a list of numbers above 0, one a channel"),
-    "network.architecture": (_text, 'a text such as "small-resnet"'),
-    "training.method": _TEXT,
-    "training.epochs": _WHOLE,
-    "training.batch_size": (lambda value: _count(value) and value >= 2, "a whole number >= 2"),
-    "training.optimizer": _TEXT,
-    "training.lr": (_POSITIVE, "a number above 0"),
-    "training.weight_decay": (_number(0, math.inf), "a number >= 0"),
-    "training.warmup": _SHARE,
-    "training.schedule": _TEXT,
-    "training.label_smoothing": _SHARE,
-    "training.ema_decay": _SHARE,
-    "training.augment": (_each(_text), 'a list such as ["flip", "crop"]'),
-    "training.threat": (_or_none(_text), 'a text such as "linf:8/255"'),
-    "training.steps": (_or_none(_count), "a whole number >= 1"),
-    "training.rel_step": (_or_none(_POSITIVE), "a number above 0"),
-    "training.precision": _TEXT,
+_RULES: dict[str, Rule] = {
+    "name": FILE_NAME,
+    "description": TEXT,
+    "licence": (or_none(text), "a text"),
+    "seed": SEED,
+    "data.name": TEXT,
+    "data.validation": WHOLE,
+    "data.mean": (each(number(-math.inf, math.inf)), "a list of numbers, one a channel"),
+    "data.std": (each(POSITIVE[0]), "a list of numbers above 0, one a channel"),
+    "network.architecture": (text, 'a text such as "small-resnet"'),
+    "training.method": TEXT,
+    "training.epochs": WHOLE,
+    "training.batch_size": (lambda value: count(value) and value >= 2, "a whole number >= 2"),
+    "training.optimizer": TEXT,
+    "training.lr": POSITIVE,
+    "training.weight_decay": (number(0, math.inf), "a number >= 0"),
+    "training.warmup": SHARE,
+    "training.schedule": TEXT,
+    "training.label_smoothing": SHARE,
+    "training.ema_decay": SHARE,
+    "training.augment": (each(text), 'a list such as ["flip", "crop"]'),
+    "training.threat": (or_none(text), 'a text such as "linf:8/255"'),
+    "training.steps": (or_none(count), "a whole number >= 1"),
+    "training.rel_step": (or_none(POSITIVE[0]), "a number above 0"),
+    "training.precision": TEXT,
 }

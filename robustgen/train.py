@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -21,16 +16,15 @@ from robustgen.adversarial_training import clean_accuracy, pgd_accuracy
 from robustgen.cards import Card
 from robustgen.classifiers import Classifier
 from robustgen.environment import pick_device
-from robustgen.errors import RecordError, RobustgenError, SpecError
+from robustgen.fields import parse_duration
 from robustgen.nets import build_network
 from robustgen.progress import Progress, Silent
-from robustgen.recipe import Recipe, list_recipes, load_recipe, parse_duration
+from robustgen.recipe import Recipe, list_recipes, load_recipe
 from robustgen.trainer import Trainer, resolve_precision
 from robustgen.training_data import TrainingData
+from robustgen.training_folder import CHECKPOINT_SECONDS, TrainingFolder, in_words
 
 __all__ = ["TrainResult", "list_recipes", "load_recipe", "parse_duration", "train"]
-
-CHECKPOINT_SECONDS = 120.0  # between two checkpoints, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +100,9 @@ def train(
     begun = time.monotonic()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     where = pick_device(device)
-    folder = _Folder(Path(out), recipe, progress or Silent())
+    folder = TrainingFolder(
+        Path(out), recipe, Recipe.from_dict, progress or Silent(), (f"{recipe.name}.safetensors", f"{recipe.name}.json")
+    )
     data = TrainingData.load(
         recipe.data.name,
         data_dir=data_dir,
@@ -121,7 +117,7 @@ def train(
         trainer = Trainer(recipe, data, where, precision)
         if checkpoint:
             trainer.load_state(checkpoint)
-        folder.open(trainer)
+        _open(trainer, folder)
         deadline = None if budget_seconds is None else begun + budget_seconds
         _run(trainer, folder, deadline)
         result = TrainResult(
@@ -134,7 +130,7 @@ def train(
         return _write_result(result, trainer, folder) if trainer.at.finished else result
 
 
-def _run(trainer: Trainer, folder: _Folder, deadline: float | None) -> None:
+def _run(trainer: Trainer, folder: TrainingFolder, deadline: float | None) -> None:
     """Steps until the end or the deadline, with a checkpoint at every epoch's end and every two minutes."""
     at, session = trainer.at, _Session(trainer)
     saved = ticked = time.monotonic()
@@ -161,6 +157,21 @@ def _run(trainer: Trainer, folder: _Folder, deadline: float | None) -> None:
             return
 
 
+def _open(trainer: Trainer, folder: TrainingFolder) -> None:
+    """Say where the training starts, and bring the metrics into line with it."""
+    at = trainer.at
+    folder.write_metrics(at.history)
+    if at.finished:
+        folder.note(f"{trainer.recipe.name} is trained already; its files are written again.")
+        return
+    begins = f"goes on after step {at.step}" if at.step else "begins"
+    threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
+    folder.note(
+        f"{trainer.recipe.name} {begins}: {trainer.total} steps in {trainer.settings.epochs} epochs, "
+        f"{len(trainer.data.x)} images, {trainer.precision} on {trainer.device}{threads}."
+    )
+
+
 class _Session:
     """Speed since this process took over."""
 
@@ -175,110 +186,11 @@ class _Session:
         epoch = min(trainer.epoch + 1, trainer.settings.epochs)
         return (
             f"epoch {epoch}/{trainer.settings.epochs}, loss {loss:.3f}, "
-            f"{per_second * trainer.data.batch_size:,.0f} images/s, {_minutes(left)} left"
+            f"{per_second * trainer.data.batch_size:,.0f} images/s, {in_words(left)} left"
         )
 
 
-class _Folder:
-    """The folder of one training: refuses another's, and writes each file as a whole."""
-
-    def __init__(self, path: Path, recipe: Recipe, progress: Progress) -> None:
-        self.path, self.recipe, self.progress = path.expanduser(), recipe, progress
-        self._check()
-
-    def _check(self) -> None:
-        held = self.path / "recipe.json"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if held.is_file():
-                other = Recipe.from_dict(json.loads(held.read_text(encoding="utf-8")))
-            elif own := [name for name in self._own_files() if (self.path / name).exists()]:
-                raise RecordError(f"--out: {self.path} holds {own[0]}, but no recipe.json; name another folder.")
-            else:
-                self._replace("recipe.json", (json.dumps(self.recipe.to_dict(), indent=2) + "\n").encode())
-                return
-        except (ValueError, SpecError) as error:
-            raise RecordError(f"{held} cannot be read ({error}); name another folder.") from error
-        except OSError as error:
-            raise SpecError(f"--out: {self.path} cannot be written: {error.strerror}.") from error
-        if differences := self.recipe.differences(other):
-            raise RecordError(
-                f"--out: {self.path} holds another training: {'; '.join(differences)}. Name another folder."
-            )
-
-    def _own_files(self) -> tuple[str, ...]:
-        name = self.recipe.name
-        return "checkpoint.pt", "metrics.jsonl", "train.log", f"{name}.safetensors", f"{name}.json"
-
-    def open(self, trainer: Trainer) -> None:
-        """Say where the training starts, and bring the metrics into line with it."""
-        at = trainer.at
-        self.write_metrics(at.history)
-        if at.finished:
-            self.note(f"{self.recipe.name} is trained already; its files are written again.")
-            return
-        begins = f"goes on after step {at.step}" if at.step else "begins"
-        threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
-        self.note(
-            f"{self.recipe.name} {begins}: {trainer.total} steps in {trainer.settings.epochs} epochs, "
-            f"{len(trainer.data.x)} images, {trainer.precision} on {trainer.device}{threads}."
-        )
-
-    def note(self, text: str) -> None:
-        """Tell the progress and train.log."""
-        self.progress.note(text)
-        with self.disk_errors(), (self.path / "train.log").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
-
-    def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        """metrics.jsonl holds exactly the history, also after a return to an earlier state."""
-        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode())
-
-    def write_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint; a crash leaves the old or the new one."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.write("checkpoint.pt", buffer.getvalue())
-
-    def read_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint, or None where there is none yet."""
-        path = self.path / "checkpoint.pt"
-        if not path.is_file():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch promises no set of types for a damaged file
-            raise RecordError(
-                f"{path} is damaged ({type(error).__name__}); remove the folder to begin again."
-            ) from error
-        return state
-
-    def write(self, name: str, content: bytes) -> Path:
-        """Write a file so that it is either the old or the new one."""
-        with self.disk_errors():
-            return self._replace(name, content)
-
-    def _replace(self, name: str, content: bytes) -> Path:
-        path, draft = self.path / name, self.path / f"{name}.tmp"
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        return path
-
-    @contextlib.contextmanager
-    def disk_errors(self) -> Iterator[None]:
-        """Turn what the disk complains about into one sentence."""
-        try:
-            yield
-        except OSError as error:
-            raise RobustgenError(
-                f"{self.path} cannot be written: {error.strerror}; the last checkpoint is kept."
-            ) from error
-
-
-def _write_result(result: TrainResult, trainer: Trainer, folder: _Folder) -> TrainResult:
+def _write_result(result: TrainResult, trainer: Trainer, folder: TrainingFolder) -> TrainResult:
     """The files of the classifier, and its figures in float32."""
     recipe, best = trainer.recipe, trainer.best
     assert best is not None  # every epoch was measured
@@ -347,9 +259,3 @@ def _epoch_line(trainer: Trainer, line: dict[str, Any]) -> str:
         f"validation clean {line['clean_accuracy']:.1%}{robust}, "
         f"{line['seconds']:.1f} s, {line['images_per_second']:,.0f} images/s"
     )
-
-
-def _minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,218 @@
+"""Cards of generators: one JSON file says what a generator is, where its weights are and what was measured of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save as save_safetensors
+
+from robustgen import durable
+from robustgen.errors import ArtifactError, SpecError, unknown_name
+from robustgen.fields import TEXT, Fits, Rule, check_fields, count, each, one_of, or_none, text
+from robustgen.generator.denoiser import Denoiser
+from robustgen.generator.network import NetworkSettings, Unet, prepare_for
+from robustgen.generator.objective import DdpmObjective, EdmObjective
+from robustgen.weights import read_weights
+
+if TYPE_CHECKING:
+    from robustgen.generator.trainer import GeneratorTrainer
+
+__all__ = ["GeneratorCard", "bundled_generators", "write_generator"]
+
+_ZOO = Path(__file__).resolve().parent.parent / "zoo" / "generators"
+_OBJECTIVES = {"edm": EdmObjective, "ddpm": DdpmObjective}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorCard:
+    """All that is known of one generator except its weights.
+
+    Args:
+        name: what it is called on the command line.
+        description: as many sentences as it takes.
+        kind: "edm" or "ddpm".
+        objective: keyword arguments of `EdmObjective` or `DdpmObjective`.
+        network: keyword arguments of `NetworkSettings`.
+        shape: (C, H, W) of its images.
+        classes: number of classes; 0 where it knows none.
+        augmented: whether the network takes augmentation parameters.
+        weights: file name, relative to the card.
+        sha256: of that file; None when it is not to be checked.
+        class_names: one a class, or empty.
+        data: name of the data that it was trained on.
+        licence: of the weights.
+        source: the command that made them.
+        figures: what was measured; each holds `metric`, `value`, `n` and `protocol`.
+
+    Raises:
+        SpecError: a field is not what it should be.
+    """
+
+    name: str
+    description: str
+    kind: str
+    objective: dict[str, Any]
+    network: dict[str, Any]
+    shape: tuple[int, ...]
+    classes: int
+    weights: str
+    augmented: bool = False
+    sha256: str | None = None
+    class_names: tuple[str, ...] = ()
+    data: str | None = None
+    licence: str | None = None
+    source: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    figures: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, "", _RULES)
+
+    @classmethod
+    def load(cls, path: Path) -> GeneratorCard:
+        """Read and check a card file.
+
+        Raises:
+            ArtifactError: the file is missing or is not JSON.
+            SpecError: it is JSON, but not a generator's card.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtifactError(f"generator card {path}: there is no such file.") from None
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"generator card {path} cannot be read: {error}.") from error
+        if not isinstance(content, Mapping):
+            raise SpecError(f"generator card {path} must be one JSON object, got {type(content).__name__}.")
+        if "architecture" in content:
+            raise SpecError(f"{path} is the card of a classifier, a generator's is wanted; see `robustgen list generators`.")
+        known = [entry.name for entry in fields(cls)]
+        for key in content:
+            if key not in known:
+                raise unknown_name(f"field in generator card {path}:", key, known)
+        for key in ("name", "description", "kind", "objective", "network", "shape", "classes", "weights"):
+            if key not in content:
+                raise SpecError(f"generator card {path} lacks the field '{key}'.")
+        try:
+            return cls(**content)
+        except SpecError as error:
+            raise SpecError(f"{path}: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write the card as sorted, indented JSON."""
+        content = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        durable.replace(path, (content + "\n").encode())
+
+    def make_objective(self) -> EdmObjective | DdpmObjective:
+        """The loss that it was trained with, which knows how to denoise with its network.
+
+        Raises:
+            SpecError: unknown parameters.
+        """
+        try:
+            given = {key: tuple(value) if isinstance(value, list) else value for key, value in self.objective.items()}
+            return _OBJECTIVES[self.kind](**given)
+        except TypeError as error:
+            raise SpecError(f"generator card '{self.name}': objective: {error}.") from error
+
+    def build_network(self) -> Unet:
+        """The network, not yet with its weights."""
+        settings = NetworkSettings(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in self.network.items()}
+        )
+        channels, height, width = self.shape
+        return Unet(
+            settings,
+            (channels, height, width),
+            self.classes,
+            augmented=self.augmented,
+            noise_scale=self.make_objective().noise_scale,
+        )
+
+    def load_denoiser(self, folder: Path, device: torch.device) -> Denoiser:
+        """The generator itself: eval mode, parameters frozen, float32.
+
+        Raises:
+            ArtifactError: the weights are missing, damaged, or not those of the card.
+        """
+        held = read_weights(folder / self.weights)
+        if self.sha256 is not None and held.sha256 != self.sha256:
+            raise ArtifactError(
+                f"{held.path}: sha256 is {held.sha256[:12]}…, the card of '{self.name}' says {self.sha256[:12]}…."
+            )
+        network = self.build_network()
+        held.load_into(network, f"the network of generator '{self.name}'")
+        network.eval().requires_grad_(False)
+        channels, height, width = self.shape
+        denoiser = self.make_objective().denoiser(network, (channels, height, width), self.classes)
+        prepare_for(network, device)
+        return denoiser.to(device).eval()
+
+
+def bundled_generators() -> dict[str, Path]:
+    """Names and card files of the generators that come with robustgen, sorted by name."""
+    return {path.stem: path for path in sorted(_ZOO.glob("*.json"))}
+
+
+def write_generator(trainer: GeneratorTrainer, folder: Path, validation_loss: float) -> Path:
+    """Weights and card of a finished training; returns the card's path."""
+    recipe, dataset = trainer.recipe, trainer.data.dataset
+    content = save_safetensors(trainer.weights())
+    durable.replace(folder / f"{recipe.name}.safetensors", content)
+    figure = {
+        "metric": "validation_loss",
+        "value": validation_loss,
+        "n": len(trainer.data.x_validation),
+        "protocol": f"the training loss on {trainer.data.validation}, one noise an image, {trainer.precision}",
+    }
+    card = GeneratorCard(
+        name=recipe.name,
+        description=recipe.description,
+        kind=recipe.objective.kind,
+        objective=asdict(trainer.objective),
+        network=recipe.network.to_dict(),
+        shape=dataset.shape,
+        classes=trainer.classes,
+        class_names=dataset.class_names if trainer.classes else (),
+        augmented=trainer.augmentation is not None,
+        weights=f"{recipe.name}.safetensors",
+        sha256=sha256(content).hexdigest(),
+        data=recipe.data.name,
+        licence=recipe.licence,
+        source=f"robustgen generator train {recipe.name} (seed {recipe.seed}, torch {torch.__version__})",
+        training={
+            "images": recipe.training.images,
+            "training_images": len(trainer.data.x),
+            "held_out": trainer.data.validation,
+            "seconds": round(trainer.at.seconds),
+            "precision": trainer.precision,
+            "device": str(trainer.device),
+        },
+        figures=(figure,),
+    )
+    path = folder / f"{recipe.name}.json"
+    card.save(path)
+    return path
+
+
+_is_object: Fits = lambda value: isinstance(value, dict)  # noqa: E731 -- a rule, like those beside it
+_RULES: dict[str, Rule] = {
+    "name": TEXT,
+    "description": (lambda value: isinstance(value, str), "a text"),
+    "kind": one_of("edm", "ddpm"),
+    "objective": (_is_object, "an object"),
+    "network": (_is_object, "an object"),
+    "shape": (lambda value: each(count)(value) and len(value) == 3, "[channels, height, width]"),
+    "classes": (lambda value: value == 0 or count(value), "a whole number >= 0"),
+    "weights": TEXT,
+    "augmented": (lambda value: isinstance(value, bool), "true or false"),
+    "sha256": (or_none(text), "64 hexadecimal digits or null"),
+    "class_names": (each(text), "a list of texts, one a class"),
+    "figures": (each(_is_object), "a list of objects"),
+}

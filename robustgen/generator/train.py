@@ -1,0 +1,214 @@
+"""`robustgen generator train`: from a recipe to a generator with its card, in steps that can be interrupted anywhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustgen.environment import pick_device
+from robustgen.errors import RobustgenError
+from robustgen.generator.card import write_generator
+from robustgen.generator.grid import sample_grid
+from robustgen.generator.recipe import GeneratorRecipe, load_generator_recipe
+from robustgen.generator.trainer import BANDS, GeneratorTrainer
+from robustgen.progress import Progress, Silent
+from robustgen.ranks import Ranks
+from robustgen.trainer import resolve_precision
+from robustgen.training_data import TrainingData
+from robustgen.training_folder import CHECKPOINT_SECONDS, TrainingFolder, in_words
+
+__all__ = ["GeneratorResult", "train_generator"]
+
+_METRICS_IMAGES = 50_000  # between two lines of metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorResult:
+    """What a training has come to.
+
+    Attributes:
+        recipe: what was trained.
+        out: the folder.
+        finished: False when the budget ended it; the same command goes on.
+        images: shown so far.
+        seconds: of this call.
+        card: the generator's card; None unless finished.
+        validation_loss: of the averaged weights; None unless finished.
+    """
+
+    recipe: GeneratorRecipe
+    out: Path
+    finished: bool
+    images: int
+    seconds: float
+    card: Path | None = None
+    validation_loss: float | None = None
+
+    def lines(self) -> list[str]:
+        """What there is to say at the end, for people."""
+        name = self.recipe.name
+        if not self.finished:
+            return [
+                f"{name}: {self.images:,} of {self.recipe.training.images:,} images shown; the same command goes on from "
+                f"{self.out}."
+            ]
+        return [
+            f"{name}: validation loss {self.validation_loss:.4f}",
+            f"generator: {self.card}",
+            f"draw from it: robustgen generator sample {self.card} --n 64 --out {name}.npz",
+        ]
+
+
+def train_generator(
+    recipe: str | Path | GeneratorRecipe,
+    *,
+    out: Path,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    budget_seconds: float | None = None,
+    progress: Progress | None = None,
+    ranks: Ranks | None = None,
+) -> GeneratorResult:
+    """Train a generator, or go on with a training that was interrupted.
+
+    Guarantee: the same call after an interruption ends with the same weights, bit for bit, as one that was not
+    interrupted, on the same machine with the same number of threads. Torch's global generator is left as found.
+
+    Args:
+        recipe: a bundled name, a file ending in .toml, or a recipe.
+        out: folder for NAME.safetensors, NAME.json, NAME.png, metrics.jsonl, train.log, checkpoint.pt.
+        data_dir: where data sets lie, as for `load_data`.
+        device: "auto", "cpu", "cuda" or "mps".
+        budget_seconds: stop after the step in which this call has taken so long; None for no limit.
+        progress: told of every step.
+        ranks: the processes that share the batch; None for this one alone.
+
+    Raises:
+        SpecError: the recipe is wrong or does not fit the data, or `out` cannot be written.
+        ArtifactError: the data is missing.
+        RecordError: `out` holds another training or other files.
+        RobustgenError: the loss is not finite (the last checkpoint is kept), or the disk is full.
+    """
+    begun, ranks = time.monotonic(), ranks or Ranks()
+    recipe = recipe if isinstance(recipe, GeneratorRecipe) else load_generator_recipe(recipe)
+    where = pick_device(device)
+    results = tuple(f"{recipe.name}.{kind}" for kind in ("safetensors", "json", "png"))
+    folder = TrainingFolder(Path(out), recipe, GeneratorRecipe.from_dict, progress or Silent(), results)
+    data = TrainingData.load(
+        recipe.data.name,
+        data_dir=data_dir,
+        validation=recipe.data.validation,
+        seed=recipe.seed,
+        batch_size=recipe.training.batch_size,
+        augment=(),
+    )
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if where.type == "cuda" else []):
+        checkpoint = folder.read_checkpoint()
+        precision = checkpoint["precision"] if checkpoint else resolve_precision(recipe.training.precision, where)
+        trainer = GeneratorTrainer(recipe, data, where, precision, ranks)
+        if checkpoint:
+            trainer.load_state(checkpoint)
+        _open(trainer, folder)
+        _run(trainer, folder, None if budget_seconds is None else begun + budget_seconds)
+        result: dict[str, Any] = {}
+        if trainer.finished and ranks.first:
+            sample_grid(trainer.averaged_denoiser(), folder.path / f"{recipe.name}.png")
+            loss = trainer.validation_loss()
+            with folder.disk_errors():
+                result = {"card": write_generator(trainer, folder.path, loss), "validation_loss": loss}
+            folder.note(f"{recipe.name} is finished: validation loss {loss:.4f}.")
+    return GeneratorResult(
+        recipe=recipe,
+        out=folder.path,
+        finished=trainer.finished,
+        images=min(trainer.images, recipe.training.images),
+        seconds=time.monotonic() - begun,
+        **result,
+    )
+
+
+def _open(trainer: GeneratorTrainer, folder: TrainingFolder) -> None:
+    """Say where the training starts, and bring the metrics into line with it."""
+    if not trainer.ranks.first:
+        return
+    folder.write_metrics(trainer.at.history)
+    settings, at = trainer.settings, trainer.at
+    if trainer.finished:
+        folder.note(f"{trainer.recipe.name} is trained already; its files are written again.")
+        return
+    begins = f"goes on after step {at.step}" if at.step else "begins"
+    threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
+    weights = sum(parameter.numel() for parameter in trainer.network.parameters())
+    folder.note(
+        f"{trainer.recipe.name} {begins}: {settings.steps} steps of {settings.batch_size} images, {weights:,} weights, "
+        f"{len(trainer.data.x)} training images, {trainer.precision} on {trainer.device}{threads}."
+    )
+
+
+def _run(trainer: GeneratorTrainer, folder: TrainingFolder, deadline: float | None) -> None:
+    """Steps until the end or the deadline; a checkpoint every two minutes, metrics and pictures now and then."""
+    at, first = trainer.at, trainer.ranks.first
+    saved = ticked = pictured = time.monotonic()
+    since_line = (at.step, at.seconds)
+    every = max(1, _METRICS_IMAGES // trainer.settings.batch_size)
+    speed = _Speed(trainer)
+    folder.progress.start(trainer.recipe.name, trainer.settings.steps)
+    while not trainer.finished:
+        try:
+            loss = trainer.step()
+        except RobustgenError as error:
+            folder.note(str(error))
+            raise RobustgenError(f"{error} The last good checkpoint is kept in {folder.path}.") from error
+        now = time.monotonic()
+        at.seconds, ticked = at.seconds + now - ticked, now
+        over = trainer.ranks.from_first(deadline is not None and now >= deadline) if deadline is not None else False
+        if at.step % every == 0 or trainer.finished:
+            steps, seconds = at.step - since_line[0], at.seconds - since_line[1]
+            line = trainer.line(steps * trainer.settings.batch_size / max(seconds, 1e-9))
+            since_line = (at.step, at.seconds)
+            if first:
+                folder.note(describe(line))
+                folder.write_metrics(at.history)
+        if first and (over or trainer.finished or now - saved >= CHECKPOINT_SECONDS):
+            folder.write_checkpoint(trainer.state())
+            saved = time.monotonic()
+        if first and now - pictured >= trainer.settings.grid_seconds:
+            sample_grid(trainer.averaged_denoiser(), folder.path / f"{trainer.recipe.name}.png")
+            pictured = time.monotonic()
+        ticked = time.monotonic()
+        folder.progress.advance(at.step, speed.describe(loss))
+        if over and not trainer.finished:
+            folder.note(f"the budget is used after {trainer.images:,} images; the same command goes on.")
+            return
+
+
+class _Speed:
+    """Images a second since this process took over, and what is left at that pace."""
+
+    def __init__(self, trainer: GeneratorTrainer) -> None:
+        self._trainer, self._first, self._begun = trainer, trainer.at.step, time.monotonic()
+
+    def describe(self, loss: float) -> str:
+        trainer = self._trainer
+        per_second = max(trainer.at.step - self._first, 1) / max(time.monotonic() - self._begun, 1e-9)
+        left = (trainer.settings.steps - trainer.at.step) / per_second
+        images = per_second * trainer.settings.batch_size
+        return f"loss {loss:.3f}, {images:,.0f} images/s, {in_words(left)} left"
+
+
+def describe(line: dict[str, Any]) -> str:
+    """A line of metrics in words, with the loss of each sigma band."""
+    edges = ["0", *(f"{edge:g}" for edge in BANDS), "inf"]
+    bands = ", ".join(
+        f"{low}-{high}: {loss:.3f}"
+        for low, high, loss in zip(edges, edges[1:], line["loss_by_band"], strict=False)
+        if loss is not None
+    )
+    return (
+        f"{line['images']:,} images: loss {line['loss']:.4f} (by sigma {bands}), validation {line['validation_loss']:.4f}, "
+        f"{line['images_per_second']:,.0f} images/s"
+    )
