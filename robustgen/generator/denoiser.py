@@ -85,18 +85,16 @@ class Denoiser(nn.Module, ABC):
             SpecError: wrong shape, a sigma that is not above 0, a class that there is not.
         """
         if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
-            raise SpecError(
-                f"this generator makes images {self.shape} (C, H, W), got a batch of shape {tuple(x.shape)}."
-            )
-        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+            raise SpecError(f"this generator makes images {self.shape}, got a batch (B, C, H, W) of {tuple(x.shape)}.")
+        level = torch.as_tensor(sigma, dtype=x.dtype)
         if level.ndim > 1 or (level.ndim == 1 and len(level) != len(x)):
             raise SpecError(f"sigma must be one number, or one a row ({len(x)},), got shape {tuple(level.shape)}.")
         self._check_sigma(level)
-        rows = level.expand(len(x)).reshape(-1, 1, 1, 1)
+        rows = level.to(x.device).expand(len(x)).reshape(-1, 1, 1, 1)
         return self._denoise(x, rows, self._labels(label, x))
 
     def _check_sigma(self, sigma: Tensor) -> None:
-        if sigma.numel() == 0:
+        if sigma.numel() == 0 or sigma.is_meta:  # on the meta device numbers have no value
             return
         low, high = float(sigma.min()), float(sigma.max())
         if not (low > 0 and high < float("inf")):
@@ -119,7 +117,7 @@ class Denoiser(nn.Module, ABC):
             raise SpecError(f"classes are whole numbers, got {labels.dtype}.")
         if labels.ndim > 1 or (labels.ndim == 1 and len(labels) != len(x)):
             raise SpecError(f"label must be one number, or one a row ({len(x)},), got shape {tuple(labels.shape)}.")
-        if labels.numel() and (int(labels.min()) < -1 or int(labels.max()) >= self.classes):
+        if labels.numel() and not labels.is_meta and (int(labels.min()) < -1 or int(labels.max()) >= self.classes):
             wrong = int(labels.min()) if int(labels.min()) < -1 else int(labels.max())
             known = f"has the classes 0 to {self.classes - 1}" if self.classes else "knows no classes"
             raise SpecError(f"class {wrong}: this generator {known} (-1 for no class).")
@@ -127,7 +125,7 @@ class Denoiser(nn.Module, ABC):
 
 
 class Guided(Denoiser):
-    """Classifier-free guidance: D_w = D(x; s, none) + w (D(x; s, c) - D(x; s, none)); w = 1 is plain, at twice the cost.
+    """Classifier-free guidance: D_w = D(x; s, none) + w (D(x; s, c) - D(x; s, none)), two evaluations a call.
 
     Source: Ho & Salimans 2022, arXiv:2207.12598, eq. (6) with w for their 1 + w.
 

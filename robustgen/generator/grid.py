@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from robustgen.generator.denoiser import Denoiser, to_pixel_range
 from robustgen.generator.draw import draw
 from robustgen.generator.samplers import Heun
 
-__all__ = ["sample_grid", "save_grid"]
+__all__ = ["grid_of_file", "sample_grid", "save_grid"]
 
 
 def sample_grid(denoiser: Denoiser, path: Path, *, columns: int = 10, rows: int = 10, seed: int = 0) -> None:
@@ -29,3 +30,10 @@ def save_grid(x: Tensor, path: Path, columns: int) -> None:
     draft = path.with_name(f".{path.name}")
     save_image(to_pixel_range(x), draft, nrow=columns, padding=1, pad_value=1.0, format="png")
     draft.replace(path)
+
+
+def grid_of_file(path: Path, picture: Path, columns: int = 10, count: int = 100) -> None:
+    """The first images of an .npz as a PNG; where classes come in turn, one column a class."""
+    with np.load(path, allow_pickle=False) as file:
+        images = torch.from_numpy(file["image"][:count]).permute(0, 3, 1, 2)
+    save_grid(images.float() / 127.5 - 1, picture, columns)

@@ -1,4 +1,4 @@
-"""Samplers: from noise to an image, given a denoiser. Pure functions of their arguments; who calls decides on gradients.
+"""Samplers: from noise to an image, given a denoiser. Pure functions; the caller decides about gradients.
 
 All work in EDM coordinates, x = x0 + sigma * noise, with the state in float64; only the denoiser sees float32. A
 discrete DDPM is sampled on the sigmas of its schedule, where DDIM is exactly an Euler step of the flow.
@@ -11,17 +11,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from robustgen.errors import SpecError
+from robustgen.errors import SpecError, unknown_name
 from robustgen.generator.denoiser import Denoiser
 from robustgen.generator.network_denoiser import DdpmDenoiser
 
-__all__ = ["Ancestral", "Ddim", "Denoise", "Euler", "Heun", "Noise", "Sampler", "karras_sigmas", "spaced_sigmas"]
+__all__ = [
+    "SAMPLERS",
+    "Ancestral",
+    "Ddim",
+    "Denoise",
+    "DpmSolver",
+    "Euler",
+    "Heun",
+    "Noise",
+    "Sampler",
+    "denoise_with",
+    "karras_sigmas",
+    "parse_sampler",
+    "spaced_sigmas",
+]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x float64, sigma float64 of no dimension) -> D float64
 Noise = Callable[[int], Tensor]  # step -> standard normal of the shape of x, float64
@@ -35,7 +50,7 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
 
 
 def spaced_sigmas(denoiser: DdpmDenoiser, steps: int, start: float | None = None) -> Tensor:
-    """(steps + 1,) float64: sigmas at evenly spaced t of a discrete schedule, from the last t (or `start`) down, then 0."""
+    """(steps + 1,) float64: sigmas at evenly spaced t of a discrete schedule, from its end or `start`, then 0."""
     schedule = denoiser.schedule
     last = schedule.steps - 1 if start is None else int(schedule.nearest(torch.tensor(start)))
     if steps > last + 1:
@@ -99,7 +114,7 @@ class Euler:
         return steps
 
     def run(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
-        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, after in pairwise(sigmas):
             x = x + (after - sigma) * (x - denoise(x, sigma)) / sigma
         return x
 
@@ -138,7 +153,7 @@ class Heun:
 
     def run(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
         steps = len(sigmas) - 1
-        for i, (sigma, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        for i, (sigma, after) in enumerate(pairwise(sigmas)):
             if self.churn and self.churn_min <= sigma <= self.churn_max:  # lines 4 to 6: more noise for a moment
                 gamma = min(self.churn / steps, math.sqrt(2) - 1)
                 raised = sigma * (1 + gamma)
@@ -177,7 +192,7 @@ class Ddim:
         return steps
 
     def run(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
-        for i, (sigma, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        for i, (sigma, after) in enumerate(pairwise(sigmas)):
             denoised = denoise(x, sigma)
             fresh = self.eta * after * (1 - after**2 / sigma**2).sqrt()  # of the noise that is left, so much is new
             kept = (after**2 - fresh**2).sqrt()
@@ -220,7 +235,7 @@ class Ancestral:
         return steps
 
     def run(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
-        for i, (sigma, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        for i, (sigma, after) in enumerate(pairwise(sigmas)):
             ratio = after**2 / sigma**2
             x = (1 - ratio) * denoise(x, sigma) + ratio * x
             if after > 0:
@@ -231,14 +246,89 @@ class Ancestral:
         return x
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DpmSolver:
+    """DPM-Solver++(2M): a two-step method of order 2 that asks D once a step.
+
+    Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2, in EDM coordinates, where alpha = 1 and lambda = -ln sigma.
+    The first and the last step are of order 1, as the paper has it for few steps.
+    """
+
+    steps: int = 18
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        _check_steps("dpm++", self.steps)
+
+    def sigmas(self, denoiser: Denoiser, start: float | None = None) -> Tensor:
+        return _levels(denoiser, self.steps, start, self.rho)
+
+    def evaluations(self, steps: int) -> int:
+        return steps
+
+    def run(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
+        before, width_before = None, 0.0
+        for sigma, after in pairwise(sigmas):
+            denoised = denoise(x, sigma)
+            if after == 0:
+                return denoised
+            width = float((sigma / after).log())  # h_i = lambda_i - lambda_{i-1}
+            mixed = denoised
+            if before is not None:
+                ratio = width_before / width  # r_i
+                mixed = denoised + (denoised - before) / (2 * ratio)
+            x = (after / sigma) * x - math.expm1(-width) * mixed
+            before, width_before = denoised, width
+        return x
+
+
 def denoise_with(denoiser: Denoiser, label: Tensor | None) -> Denoise:
-    """A denoiser for samplers: asked in float32, answering in float64."""
+    """A denoiser for samplers: a network is asked in float32, what is exact in float64; the answer is float64."""
+    dtype = torch.float32 if next(denoiser.parameters(), None) is not None else torch.float64
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        out: Tensor = denoiser(x.float(), sigma.to(x.device).float(), label)
+        out: Tensor = denoiser(x.to(dtype), sigma.to(dtype), label)
         return out.double()
 
     return denoise
 
 
-SAMPLERS: dict[str, Any] = {"heun": Heun, "euler": Euler, "ddim": Ddim, "ancestral": Ancestral}
+SAMPLERS: dict[str, type[Any]] = {
+    "heun": Heun,
+    "euler": Euler,
+    "ddim": Ddim,
+    "ancestral": Ancestral,
+    "dpm++": DpmSolver,
+}
+
+
+def parse_sampler(text: str) -> Sampler:
+    """A sampler as typed: "heun" or "heun:steps=18:churn=40".
+
+    Raises:
+        SpecError: unknown sampler or parameter (the nearest is named), or a value that cannot be.
+    """
+    name, *settings = text.strip().split(":")
+    if name not in SAMPLERS:
+        raise unknown_name("sampler", name, SAMPLERS)
+    kind, options = SAMPLERS[name], {}
+    known = {entry.name: entry.default for entry in fields(kind)}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise SpecError(
+                f"sampler '{name}': expected parameter=value after ':', got '{setting}'; e.g. {name}:steps=20."
+            )
+        if key not in known:
+            raise unknown_name(f"parameter of {name}", key, known)
+        options[key] = _convert(name, key, value, type(known[key]))
+    sampler: Sampler = kind(**options)
+    return sampler
+
+
+def _convert(name: str, key: str, value: str, kind: type) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        wanted = "an integer" if kind is int else "a number"
+        raise SpecError(f"sampler '{name}': {key} must be {wanted}, got '{value}'.") from None

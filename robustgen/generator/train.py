@@ -1,4 +1,4 @@
-"""`robustgen generator train`: from a recipe to a generator with its card, in steps that can be interrupted anywhere."""
+"""`robustgen generator train`: from a recipe to a generator with its card; can be interrupted anywhere."""
 
 from __future__ import annotations
 
@@ -52,10 +52,8 @@ class GeneratorResult:
         """What there is to say at the end, for people."""
         name = self.recipe.name
         if not self.finished:
-            return [
-                f"{name}: {self.images:,} of {self.recipe.training.images:,} images shown; the same command goes on from "
-                f"{self.out}."
-            ]
+            shown = f"{self.images:,} of {self.recipe.training.images:,} images"
+            return [f"{name}: {shown} shown; the same command goes on from {self.out}."]
         return [
             f"{name}: validation loss {self.validation_loss:.4f}",
             f"generator: {self.card}",
@@ -97,7 +95,11 @@ def train_generator(
     recipe = recipe if isinstance(recipe, GeneratorRecipe) else load_generator_recipe(recipe)
     where = pick_device(device)
     results = tuple(f"{recipe.name}.{kind}" for kind in ("safetensors", "json", "png"))
+    if not ranks.first:
+        ranks.gather(0)  # rank 0 makes the folder, and reports when it cannot
     folder = TrainingFolder(Path(out), recipe, GeneratorRecipe.from_dict, progress or Silent(), results)
+    if ranks.first:
+        ranks.gather(0)
     data = TrainingData.load(
         recipe.data.name,
         data_dir=data_dir,
@@ -181,8 +183,9 @@ def _run(trainer: GeneratorTrainer, folder: TrainingFolder, deadline: float | No
             pictured = time.monotonic()
         ticked = time.monotonic()
         folder.progress.advance(at.step, speed.describe(loss))
-        if over and not trainer.finished:
+        if first and over and not trainer.finished:
             folder.note(f"the budget is used after {trainer.images:,} images; the same command goes on.")
+        if over:
             return
 
 
@@ -209,6 +212,6 @@ def describe(line: dict[str, Any]) -> str:
         if loss is not None
     )
     return (
-        f"{line['images']:,} images: loss {line['loss']:.4f} (by sigma {bands}), validation {line['validation_loss']:.4f}, "
-        f"{line['images_per_second']:,.0f} images/s"
+        f"{line['images']:,} images: loss {line['loss']:.4f} (by sigma {bands}), "
+        f"validation {line['validation_loss']:.4f}, {line['images_per_second']:,.0f} images/s"
     )

@@ -1,6 +1,7 @@
-"""Two views of one diffusion: DDPM (discrete t, images shrink) and EDM (sigma, noise is added), and how to change views.
+"""Two views of one diffusion: DDPM (discrete t, images shrink) and EDM (sigma, noise is added), and how to change.
 
-All formulas are in EDM coordinates, where a noisy image is x = x0 + sigma * noise; DDPM's is x_t = x / sqrt(1 + sigma^2).
+All formulas are in EDM coordinates, where a noisy image is x = x0 + sigma * noise; DDPM's is
+x_t = x / sqrt(1 + sigma^2).
 
 Source: Ho et al. 2020, arXiv:2006.11239 (DDPM); Nichol & Dhariwal 2021, arXiv:2102.09672 (cosine schedule); Salimans &
 Ho 2022, arXiv:2202.00512 (v prediction); Karras et al. 2022, arXiv:2206.00364 (EDM), table 1.
@@ -30,7 +31,7 @@ __all__ = [
 
 
 def ddpm_scale(sigma: Tensor) -> Tensor:
-    """sqrt(abar) = 1 / sqrt(1 + sigma^2): multiplies an EDM image to give DDPM's, of variance 1 where the data has it."""
+    """sqrt(abar) = 1 / sqrt(1 + sigma^2): multiplies an EDM image to give DDPM's."""
     return (1 + sigma * sigma).rsqrt()
 
 
@@ -57,7 +58,7 @@ def vp_sigma(t: Tensor, beta_d: float = 19.9, beta_min: float = 0.1) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class EdmScaling:
-    """EDM's preconditioning: D = c_skip x + c_out F(c_in x; c_noise), for centred data of standard deviation sigma_data.
+    """EDM's preconditioning: D = c_skip x + c_out F(c_in x; c_noise), for centred data of deviation sigma_data.
 
     Source: Karras et al. 2022, table 1, column "Ours", and eq. (7).
     """
