@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from robustgen.errors import SpecError, unknown_name
@@ -62,10 +62,29 @@ def _suites() -> dict[str, str]:
     return {name: load_suite(name).description for name in suite_files()}
 
 
+def _generators() -> dict[str, str]:
+    from robustgen.generator.card import GeneratorCard, bundled_generators
+
+    return {
+        **{name: GeneratorCard.load(path).description for name, path in bundled_generators().items()},
+        "diffusers:PATH": "the folder of any diffusers DDPM pipeline (UNet2DModel)",
+        "CARD.json": "your own: what `robustgen generator train` or `import-edm` wrote",
+    }
+
+
+def _samplers() -> dict[str, str]:
+    from robustgen.generator.samplers import SAMPLERS
+
+    return {name: _first_line(kind) for name, kind in SAMPLERS.items()}
+
+
 def _recipes() -> dict[str, str]:
+    from robustgen.generator.recipe import list_generator_recipes, load_generator_recipe
     from robustgen.train import list_recipes, load_recipe
 
-    return {name: load_recipe(name).description for name in list_recipes()}
+    return {name: load_recipe(name).description for name in list_recipes()} | {
+        name: load_generator_recipe(name).description for name in list_generator_recipes()
+    }
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
@@ -73,6 +92,8 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "plans": _plans,
     "classifiers": _classifiers,
     "data": _data,
+    "generators": _generators,
+    "samplers": _samplers,
     "suites": _suites,
     "recipes": _recipes,
     "flags": _flags,
@@ -101,9 +122,7 @@ def details(name: str) -> str:
     kinds = [kind for kind in KINDS if name in KINDS[kind]() or (kind == "classifiers" and name in _cards())]
     if not kinds:
         names = [known for kind in KINDS for known in KINDS[kind]()]
-        raise unknown_name(
-            "name", name, names, hint="See `robustgen list attacks|plans|classifiers|data|suites|recipes|flags`."
-        )
+        raise unknown_name("name", name, names, hint=f"See `robustgen list {'|'.join(KINDS)}`.")
     return "\n\n".join(_DETAILS[kind](name) for kind in kinds)
 
 
@@ -161,9 +180,30 @@ def _suite_details(name: str) -> str:
 
 
 def _recipe_details(name: str) -> str:
+    from robustgen.generator.recipe import list_generator_recipes
     from robustgen.train import list_recipes
 
-    return f"recipe {name}\n\n{list_recipes()[name].read_text(encoding='utf-8')}"
+    path = (list_recipes() | list_generator_recipes())[name]
+    command = "generator train" if path.parent.name == "generator" else "train"
+    return f"recipe {name}: robustgen {command} {name}\n\n{path.read_text(encoding='utf-8')}"
+
+
+def _generator_details(name: str) -> str:
+    from robustgen.generator.card import GeneratorCard, bundled_generators
+
+    path = bundled_generators().get(name)
+    return _table(
+        f"generator {name}", asdict(GeneratorCard.load(path)) if path else {"description": _generators()[name]}
+    )
+
+
+def _sampler_details(name: str) -> str:
+    from robustgen.generator.samplers import SAMPLERS
+
+    kind = SAMPLERS[name]
+    settings = [f"  {entry.name} = {entry.default}" for entry in fields(kind)]
+    title = "Parameters (type --sampler NAME:parameter=value):"
+    return "\n".join([f"sampler {name}", "", inspect.getdoc(kind) or "", "", title, *settings])
 
 
 _DETAILS: dict[str, Callable[[str], str]] = {
@@ -171,6 +211,8 @@ _DETAILS: dict[str, Callable[[str], str]] = {
     "plans": _plan_details,
     "classifiers": _classifier_details,
     "data": _data_details,
+    "generators": _generator_details,
+    "samplers": _sampler_details,
     "suites": _suite_details,
     "recipes": _recipe_details,
     "flags": _flag_details,

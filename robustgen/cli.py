@@ -142,7 +142,9 @@ def train_command(
 
 @app.command("list")
 def list_command(
-    kind: Annotated[str, typer.Argument(help="attacks, plans, classifiers, data, suites, recipes or flags.")],
+    kind: Annotated[
+        str, typer.Argument(help="attacks, plans, classifiers, data, generators, samplers, suites, recipes or flags.")
+    ],
     card_kind: Annotated[
         str | None, typer.Option("--kind", help="Of classifiers, only these: standard, robust or decoy.")
     ] = None,
@@ -167,7 +169,12 @@ def list_command(
 
 @app.command("show")
 def show_command(
-    name: Annotated[str, typer.Argument(help="Name of an attack, plan, classifier, data set, suite, recipe or flag.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of an attack, plan, classifier, generator, sampler, data set, suite, recipe or flag."
+        ),
+    ],
 ) -> None:
     """Show everything about one name: parameters, source, card, protocol.
 

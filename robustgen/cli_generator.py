@@ -182,6 +182,66 @@ def sample_command(
         print(f"picture: {grid}")
 
 
+@generator_app.command("judge")
+def judge_command(
+    file: Annotated[Path, typer.Argument(help="Generated images (.npz), as `robustgen generator sample` writes them.")],
+    against: Annotated[str, typer.Option(help="The data that they imitate, by name.")] = "fashion-mnist",
+    features: Annotated[
+        str | None, typer.Option(help="Classifier in whose features to compare (default: one for that data).")
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(help="Weights of the standard Inception network, for FID and KID as well.")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", "-n", help="Images in every set (default: as many as there are).")
+    ] = None,
+    cas: Annotated[
+        bool, typer.Option(help="Also train a classifier on these images and on real ones (minutes).")
+    ] = False,
+    pairs: Annotated[Path | None, typer.Option(help="Picture (PNG) of the pairs closest to training images.")] = None,
+    without_duplicates: Annotated[
+        Path | None, typer.Option(help="Also write the images without near duplicates and copies (.npz).")
+    ] = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Judge generated images: distances with their floors, precision, recall, copies of training images, CAS.
+
+    Examples -
+
+      robustgen generator judge fmnist-50k.npz --against fashion-mnist --pairs pairs.png
+
+      robustgen generator judge fmnist-50k.npz --cas --json
+    """
+    from robustgen.environment import tune_process
+    from robustgen.generator.judge_files import JudgeRequest, judge_file
+
+    tune_process()
+    request = JudgeRequest(
+        file=file,
+        against=against,
+        features=features,
+        inception=inception,
+        n=n,
+        cas=cas,
+        pairs=pairs,
+        without_duplicates=without_duplicates,
+        seed=seed,
+        data_dir=data_dir,
+        device=device,
+    )
+    judgement = with_progress(lambda progress: judge_file(request, progress))
+    if json_:
+        print(json.dumps(judgement.to_json()))
+        return
+    for line in judgement.lines():
+        print(line)
+    if without_duplicates is not None:
+        print(f"without copies: {without_duplicates}")
+
+
 @generator_app.command("inpaint")
 def inpaint_command(
     name: Name,

@@ -5,28 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors.torch import save as save_safetensors
 
 from robustgen import durable
 from robustgen.errors import ArtifactError, SpecError, unknown_name
-from robustgen.fields import TEXT, Fits, Rule, check_fields, count, each, one_of, or_none, text
+from robustgen.fields import TEXT, Fits, Rule, check_fields, count, each, one_of, or_none, read_section, text
 from robustgen.generator.denoiser import Denoiser
 from robustgen.generator.network import NetworkSettings, Unet, prepare_for
 from robustgen.generator.objective import DdpmObjective, EdmObjective
 from robustgen.weights import read_weights
 
-if TYPE_CHECKING:
-    from robustgen.generator.trainer import GeneratorTrainer
-
-__all__ = ["GeneratorCard", "bundled_generators", "write_generator"]
+__all__ = ["GeneratorCard", "bundled_generators"]
 
 _ZOO = Path(__file__).resolve().parent.parent / "zoo" / "generators"
-_OBJECTIVES = {"edm": EdmObjective, "ddpm": DdpmObjective}
+_OBJECTIVES: dict[str, Any] = {"edm": EdmObjective, "ddpm": DdpmObjective}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +86,9 @@ class GeneratorCard:
         if not isinstance(content, Mapping):
             raise SpecError(f"generator card {path} must be one JSON object, got {type(content).__name__}.")
         if "architecture" in content:
-            raise SpecError(f"{path} is the card of a classifier, a generator's is wanted; see `robustgen list generators`.")
+            raise SpecError(
+                f"{path} is the card of a classifier, a generator's is wanted; see `robustgen list generators`."
+            )
         known = [entry.name for entry in fields(cls)]
         for key in content:
             if key not in known:
@@ -117,15 +114,14 @@ class GeneratorCard:
         """
         try:
             given = {key: tuple(value) if isinstance(value, list) else value for key, value in self.objective.items()}
-            return _OBJECTIVES[self.kind](**given)
+            objective: EdmObjective | DdpmObjective = _OBJECTIVES[self.kind](**given)
         except TypeError as error:
             raise SpecError(f"generator card '{self.name}': objective: {error}.") from error
+        return objective
 
     def build_network(self) -> Unet:
         """The network, not yet with its weights."""
-        settings = NetworkSettings(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in self.network.items()}
-        )
+        settings = read_section(NetworkSettings, "network", self.network)
         channels, height, width = self.shape
         return Unet(
             settings,
@@ -158,47 +154,6 @@ class GeneratorCard:
 def bundled_generators() -> dict[str, Path]:
     """Names and card files of the generators that come with robustgen, sorted by name."""
     return {path.stem: path for path in sorted(_ZOO.glob("*.json"))}
-
-
-def write_generator(trainer: GeneratorTrainer, folder: Path, validation_loss: float) -> Path:
-    """Weights and card of a finished training; returns the card's path."""
-    recipe, dataset = trainer.recipe, trainer.data.dataset
-    content = save_safetensors(trainer.weights())
-    durable.replace(folder / f"{recipe.name}.safetensors", content)
-    figure = {
-        "metric": "validation_loss",
-        "value": validation_loss,
-        "n": len(trainer.data.x_validation),
-        "protocol": f"the training loss on {trainer.data.validation}, one noise an image, {trainer.precision}",
-    }
-    card = GeneratorCard(
-        name=recipe.name,
-        description=recipe.description,
-        kind=recipe.objective.kind,
-        objective=asdict(trainer.objective),
-        network=recipe.network.to_dict(),
-        shape=dataset.shape,
-        classes=trainer.classes,
-        class_names=dataset.class_names if trainer.classes else (),
-        augmented=trainer.augmentation is not None,
-        weights=f"{recipe.name}.safetensors",
-        sha256=sha256(content).hexdigest(),
-        data=recipe.data.name,
-        licence=recipe.licence,
-        source=f"robustgen generator train {recipe.name} (seed {recipe.seed}, torch {torch.__version__})",
-        training={
-            "images": recipe.training.images,
-            "training_images": len(trainer.data.x),
-            "held_out": trainer.data.validation,
-            "seconds": round(trainer.at.seconds),
-            "precision": trainer.precision,
-            "device": str(trainer.device),
-        },
-        figures=(figure,),
-    )
-    path = folder / f"{recipe.name}.json"
-    card.save(path)
-    return path
 
 
 _is_object: Fits = lambda value: isinstance(value, dict)  # noqa: E731 -- a rule, like those beside it

@@ -60,6 +60,7 @@ def load_generator(name: str, *, device: torch.device | None = None, precision: 
     chosen = ("bfloat16" if has_bfloat16(device) else "float32") if precision == "auto" else precision
     known = bundled_generators()
     card: GeneratorCard | None = None
+    denoiser: Denoiser
     if name.startswith("diffusers:"):
         denoiser = _from_diffusers(Path(name.removeprefix("diffusers:")).expanduser())
         digest = state_sha256(denoiser.state_dict())

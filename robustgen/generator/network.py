@@ -1,7 +1,7 @@
 """The network F of a generator: diffusers' U-Net behind one signature, F(x, c_noise, class).
 
-The blocks are diffusers' `UNet2DModel` (Ho et al. 2020, appendix B); what stands here is the class embedding with a null
-class, the embedding of augmentation parameters (Karras et al. 2022, appendix F.2), and in which form it runs fastest.
+The blocks are diffusers' `UNet2DModel` (Ho et al. 2020, appendix B); here stand the class embedding with a null class,
+the embedding of augmentation parameters (Karras et al. 2022, appendix F.2), and in which form it runs fastest.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class NetworkSettings:
             object.__setattr__(self, "attention", (0,) * len(self.channels))
         if len(self.attention) != len(self.channels):
             raise SpecError(
-                f"network.attention needs one number a level, got {len(self.attention)} for {len(self.channels)} levels."
+                f"network.attention needs one number a level, got {len(self.attention)} for "
+                f"{len(self.channels)} levels."
             )
         for width, attends in zip(self.channels, self.attention, strict=True):
             if width % self.groups:
@@ -97,30 +98,15 @@ class Unet(nn.Module):
         noise_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        from diffusers import UNet2DModel  # here, not above: slow to import
-
         self.settings, self.shape, self.classes, self.noise_scale = settings, shape, classes, noise_scale
-        channels, height, width = shape
+        _, height, width = shape
         factor = 2 ** (len(settings.channels) - 1)
         if height % factor or width % factor:
             raise SpecError(
-                f"network.channels: {len(settings.channels)} levels halve the image to 1/{factor}, but {height} x {width} "
-                f"is not a multiple of {factor}."
+                f"network.channels: {len(settings.channels)} levels halve the image to 1/{factor}, but "
+                f"{height} x {width} is not a multiple of {factor}."
             )
-        levels = settings.attention
-        self.unet = UNet2DModel(
-            sample_size=(height, width),
-            in_channels=channels,
-            out_channels=channels,
-            layers_per_block=settings.blocks,
-            block_out_channels=settings.channels,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in levels),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(levels)),
-            attention_head_dim=settings.head,
-            norm_num_groups=settings.groups,
-            dropout=settings.dropout,
-            class_embed_type="identity" if classes or augmented else None,
-        )
+        self.unet = _make_unet(settings, shape, class_embed_type="identity" if classes or augmented else None)
         width_ = 4 * settings.channels[0]  # of diffusers' time embedding
         self.embed_class = nn.Embedding(classes, width_) if classes else None
         self.embed_augmentation = nn.Linear(AUGMENT_PARAMETERS, width_, bias=False) if augmented else None
@@ -149,6 +135,25 @@ class Unet(nn.Module):
         return out
 
 
+def _make_unet(settings: NetworkSettings, shape: tuple[int, int, int], class_embed_type: str | None) -> Any:
+    from diffusers import UNet2DModel  # here, not above: slow to import
+
+    levels = settings.attention
+    return UNet2DModel(
+        sample_size=shape[1:],
+        in_channels=shape[0],
+        out_channels=shape[0],
+        layers_per_block=settings.blocks,
+        block_out_channels=settings.channels,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in levels),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(levels)),
+        attention_head_dim=settings.head,
+        norm_num_groups=settings.groups,
+        dropout=settings.dropout,
+        class_embed_type=class_embed_type,
+    )
+
+
 def prepare_for(network: nn.Module, device: torch.device) -> nn.Module:
     """The network on a device, with the attention that is fast there; changes no weight.
 
@@ -157,9 +162,10 @@ def prepare_for(network: nn.Module, device: torch.device) -> nn.Module:
     """
     from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
+    processor: Any = AttnProcessor() if device.type == "cpu" else AttnProcessor2_0()
     for module in network.modules():
         if isinstance(module, Attention):
-            module.set_processor(AttnProcessor() if device.type == "cpu" else AttnProcessor2_0())
+            module.set_processor(processor)
     return network.to(device)
 
 

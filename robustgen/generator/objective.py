@@ -51,8 +51,8 @@ class EdmObjective:
     """EDM: ln sigma ~ N(p_mean, p_std^2), squared error of D weighted by 1 / c_out^2.
 
     Source: Karras et al. 2022, eq. (8) and table 1.
-    Differs: the sum over pixels is a mean, so that losses of different sizes compare, and Adam does not see it; the data
-    is centred first, as c_skip is derived for data of mean 0.
+    Differs: the sum over pixels is a mean, so that losses of different sizes compare, and Adam does not see it; the
+    data is centred first, as c_skip is derived for data of mean 0.
 
     Args:
         sigma_data: standard deviation of the data.

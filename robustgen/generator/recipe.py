@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from robustgen.errors import SpecError, unknown_name
 from robustgen.fields import (
@@ -83,7 +83,7 @@ class ObjectiveSettings:
     p_std: float = 1.2
     schedule: str = "linear"
     steps: int = 1000
-    prediction: str = "epsilon"
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
 
     def __post_init__(self) -> None:
         check_fields(self, "objective", _RULES)
@@ -130,7 +130,9 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         check_fields(self, "training", _RULES)
         if self.images < self.batch_size:
-            raise SpecError(f"training.images must be at least training.batch_size, {self.batch_size}, got {self.images}.")
+            raise SpecError(
+                f"training.images must be at least training.batch_size, {self.batch_size}, got {self.images}."
+            )
 
     @property
     def steps(self) -> int:

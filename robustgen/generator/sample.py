@@ -155,7 +155,7 @@ def _open(folder: Path, provenance: dict[str, Any], n: int, shape: tuple[int, in
     folder.mkdir(parents=True, exist_ok=True)
     channels, height, width = shape
     array = folder / "image.npy"
-    np.lib.format.open_memmap(array, mode="w+", dtype=np.uint8, shape=(n, height, width, channels)).flush()  # type: ignore[no-untyped-call]
+    np.lib.format.open_memmap(array, mode="w+", dtype=np.uint8, shape=(n, height, width, channels)).flush()
     if hasattr(os, "posix_fallocate"):  # a disk too small is found here, not by a bus error in the middle
         with array.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, array.stat().st_size)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as save_safetensors
 
+from robustgen import durable
 from robustgen.environment import pick_device
 from robustgen.errors import RobustgenError
-from robustgen.generator.card import write_generator
+from robustgen.generator.card import GeneratorCard
 from robustgen.generator.grid import sample_grid
 from robustgen.generator.recipe import GeneratorRecipe, load_generator_recipe
-from robustgen.generator.trainer import BANDS, GeneratorTrainer
+from robustgen.generator.trainer import BANDS, GeneratorTrainer, make_objective
 from robustgen.progress import Progress, Silent
 from robustgen.ranks import Ranks
 from robustgen.trainer import resolve_precision
@@ -121,7 +124,7 @@ def train_generator(
             sample_grid(trainer.averaged_denoiser(), folder.path / f"{recipe.name}.png")
             loss = trainer.validation_loss()
             with folder.disk_errors():
-                result = {"card": write_generator(trainer, folder.path, loss), "validation_loss": loss}
+                result = {"card": _write_generator(trainer, folder.path, loss), "validation_loss": loss}
             folder.note(f"{recipe.name} is finished: validation loss {loss:.4f}.")
     return GeneratorResult(
         recipe=recipe,
@@ -153,40 +156,88 @@ def _open(trainer: GeneratorTrainer, folder: TrainingFolder) -> None:
 
 def _run(trainer: GeneratorTrainer, folder: TrainingFolder, deadline: float | None) -> None:
     """Steps until the end or the deadline; a checkpoint every two minutes, metrics and pictures now and then."""
-    at, first = trainer.at, trainer.ranks.first
-    saved = ticked = pictured = time.monotonic()
-    since_line = (at.step, at.seconds)
+    at, total, first = trainer.at, trainer.settings.steps, trainer.ranks.first
     every = max(1, _METRICS_IMAGES // trainer.settings.batch_size)
+    saved = pictured = time.monotonic()
+    line_begun = (at.step, at.seconds)
     speed = _Speed(trainer)
-    folder.progress.start(trainer.recipe.name, trainer.settings.steps)
-    while not trainer.finished:
-        try:
-            loss = trainer.step()
-        except RobustgenError as error:
-            folder.note(str(error))
-            raise RobustgenError(f"{error} The last good checkpoint is kept in {folder.path}.") from error
+    folder.progress.start(trainer.recipe.name, total)
+    while at.step < total:
+        loss = _step(trainer, folder)
         now = time.monotonic()
-        at.seconds, ticked = at.seconds + now - ticked, now
-        over = trainer.ranks.from_first(deadline is not None and now >= deadline) if deadline is not None else False
-        if at.step % every == 0 or trainer.finished:
-            steps, seconds = at.step - since_line[0], at.seconds - since_line[1]
-            line = trainer.line(steps * trainer.settings.batch_size / max(seconds, 1e-9))
-            since_line = (at.step, at.seconds)
+        over = deadline is not None and trainer.ranks.from_first(now >= deadline)
+        if at.step % every == 0 or at.step == total:
+            images = (at.step - line_begun[0]) * trainer.settings.batch_size
+            line = trainer.line(images / max(at.seconds - line_begun[1], 1e-9))
+            line_begun = (at.step, at.seconds)
             if first:
                 folder.note(describe(line))
                 folder.write_metrics(at.history)
-        if first and (over or trainer.finished or now - saved >= CHECKPOINT_SECONDS):
+        if first and (over or at.step == total or now - saved >= CHECKPOINT_SECONDS):
             folder.write_checkpoint(trainer.state())
-            saved = time.monotonic()
+            saved = now
         if first and now - pictured >= trainer.settings.grid_seconds:
             sample_grid(trainer.averaged_denoiser(), folder.path / f"{trainer.recipe.name}.png")
-            pictured = time.monotonic()
-        ticked = time.monotonic()
+            pictured = now
         folder.progress.advance(at.step, speed.describe(loss))
-        if first and over and not trainer.finished:
-            folder.note(f"the budget is used after {trainer.images:,} images; the same command goes on.")
         if over:
+            if first and at.step < total:
+                folder.note(f"the budget is used after {trainer.images:,} images; the same command goes on.")
             return
+
+
+def _step(trainer: GeneratorTrainer, folder: TrainingFolder) -> float:
+    """One step, its seconds counted; a loss that is not finite is noted and ends the training."""
+    begun = time.monotonic()
+    try:
+        loss = trainer.step()
+    except RobustgenError as error:
+        if trainer.ranks.first:
+            folder.note(str(error))
+        raise RobustgenError(f"{error} The last good checkpoint is kept in {folder.path}.") from error
+    trainer.at.seconds += time.monotonic() - begun
+    return loss
+
+
+def _write_generator(trainer: GeneratorTrainer, folder: Path, validation_loss: float) -> Path:
+    """Weights and card of a finished training; returns the card's path."""
+    recipe, dataset = trainer.recipe, trainer.data.dataset
+    content = save_safetensors(trainer.weights())
+    durable.replace(folder / f"{recipe.name}.safetensors", content)
+    figure = {
+        "metric": "validation_loss",
+        "value": validation_loss,
+        "n": len(trainer.data.x_validation),
+        "protocol": f"the training loss on {trainer.data.validation}, one noise an image, {trainer.precision}",
+    }
+    card = GeneratorCard(
+        name=recipe.name,
+        description=recipe.description,
+        kind=recipe.objective.kind,
+        objective=asdict(make_objective(recipe, trainer.data.x)),
+        network=recipe.network.to_dict(),
+        shape=dataset.shape,
+        classes=trainer.classes,
+        class_names=dataset.class_names if trainer.classes else (),
+        augmented=trainer.augmentation is not None,
+        weights=f"{recipe.name}.safetensors",
+        sha256=sha256(content).hexdigest(),
+        data=recipe.data.name,
+        licence=recipe.licence,
+        source=f"robustgen generator train {recipe.name} (seed {recipe.seed}, torch {torch.__version__})",
+        training={
+            "images": recipe.training.images,
+            "training_images": len(trainer.data.x),
+            "held_out": trainer.data.validation,
+            "seconds": round(trainer.at.seconds),
+            "precision": trainer.precision,
+            "device": str(trainer.device),
+        },
+        figures=(figure,),
+    )
+    path = folder / f"{recipe.name}.json"
+    card.save(path)
+    return path
 
 
 class _Speed:

@@ -15,7 +15,7 @@ from robustgen.errors import RobustgenError
 from robustgen.generator.augment import Augmentation
 from robustgen.generator.denoiser import Denoiser, to_generator_range
 from robustgen.generator.network import Unet, low_precision_copy, prepare_for
-from robustgen.generator.objective import DdpmObjective, EdmObjective
+from robustgen.generator.objective import DdpmObjective, EdmObjective, Objective
 from robustgen.generator.recipe import GeneratorRecipe, TrainingSettings
 from robustgen.ranks import Ranks
 from robustgen.training_data import TrainingData, generator_for
@@ -75,7 +75,7 @@ class GeneratorTrainer:
     ) -> None:
         self.recipe, self.data, self.device, self.precision, self.ranks = recipe, data, device, precision, ranks
         self.settings = recipe.training
-        self.objective = make_objective(recipe, data.x)
+        self.objective: Objective = make_objective(recipe, data.x)
         self.classes = data.dataset.classes if recipe.data.conditional else 0
         self.augmentation = Augmentation(self.settings.augment) if self.settings.augment else None
         torch.manual_seed(recipe.seed)
@@ -229,9 +229,9 @@ class GeneratorTrainer:
         sigma, noise = self.objective.sigma(len(x), rng), torch.randn(x.shape, generator=rng)
         denoiser, losses = self.averaged_denoiser(), []
         for rows in torch.arange(len(x)).split(self.settings.batch_size):
-            conditions = {"label": None if label is None else label[rows].to(self.device)}
-            parts = (part[rows].to(self.device) for part in (x, noise, sigma))
-            losses.append(self.objective.loss(denoiser, *parts, **conditions))
+            given = None if label is None else label[rows].to(self.device)
+            clean, fresh, level = (part[rows].to(self.device) for part in (x, noise, sigma))
+            losses.append(self.objective.loss(denoiser, clean, fresh, level, label=given))
         return float(torch.cat(losses).mean())
 
     def line(self, images_per_second: float) -> dict[str, Any]:
