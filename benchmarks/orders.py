@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -26,7 +27,7 @@ def main() -> None:
             sigmas = karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX)[:-1]
             end = kind(steps=steps).run(denoise_with(denoiser, None), start, sigmas, torch.zeros)
             errors.append(abs(float(end) - exact))
-        orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+        orders = [math.log2(a / b) for a, b in pairwise(errors)]
         rows.append({"sampler": name, "steps": list(STEPS), "errors": errors, "orders": orders})
         print(name, " ".join(f"{order:.3f}" for order in orders))
     what = f"Gaussian data, std {STD}, from sigma {SIGMA_MAX:g} to {SIGMA_MIN:g} on Karras' sigmas, float64"

@@ -6,13 +6,14 @@ tables in the code. A test checks that the documents say what these say.
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from robustgen.benchmarks.render_generator import generator_training, orders
+from robustgen.benchmarks.tables import load_result, markdown_table, source
 from robustgen.cards import bundled_cards
 from robustgen.health import FLAGS
 from robustgen.spec import expand_ids
@@ -20,22 +21,11 @@ from robustgen.statistics import proportion
 
 __all__ = ["BLOCKS", "main", "render"]
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
-    ROOT / "README.md", ROOT / "docs" / "flags.md", ROOT / "docs" / "plans.md", ROOT / "docs" / "records.md",
-    ROOT / "docs" / "scale.md",
+    ROOT / "README.md", ROOT / "docs" / "flags.md", ROOT / "docs" / "generator.md", ROOT / "docs" / "plans.md",
+    ROOT / "docs" / "records.md", ROOT / "docs" / "scale.md",
 )  # fmt: skip
-
-
-def _load(name: str) -> dict[str, Any]:
-    table: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return table
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def _percent(value: float, n: int) -> str:
@@ -43,14 +33,9 @@ def _percent(value: float, n: int) -> str:
     return f"{100 * value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def _source(result: dict[str, Any]) -> str:
-    machine = result["environment"]
-    return f"`{result['command']}`, {result['date']}, {machine['processor']}, {machine['threads']} threads"
-
-
 def accuracy() -> str:
     """The bundled classifiers under AutoAttack and under the default plan."""
-    result, bundled = _load("speed-autoattack"), bundled_cards()
+    result, bundled = load_result("speed-autoattack"), bundled_cards()
     rows = []
     for row in result["rows"]:
         if row["classifier"] in bundled and row["precision"] == "auto":
@@ -59,12 +44,12 @@ def accuracy() -> str:
             mine = (_percent(ours["robust_where_compared"], n), f"{100 * ours['agreement']:.1f} %")
             rows.append((row["classifier"], row["threat"], str(n), *figures, *mine))
     header = ("classifier", "threat", "images", "clean", "AutoAttack standard", "robustgen eval", "same verdict")
-    return f"{_table(header, rows)}\n\n{_source(result)}"
+    return f"{markdown_table(header, rows)}\n\n{source(result)}"
 
 
 def engine_speed() -> str:
     """The engine against the plain loop."""
-    result = _load("speed-engine")
+    result = load_result("speed-engine")
     rows = []
     for name, side in result.items():
         if isinstance(side, dict) and "ratio" in side:
@@ -74,7 +59,7 @@ def engine_speed() -> str:
             rows.append((name, *rates, f"{ratio['median']:.1f} [{ratio['min']:.1f}, {ratio['max']:.1f}]"))
     header = ("what", "images/s, engine", "images/s, loop", "ratio [min, max]")
     what = f"{result['what']}; form chosen: {result['form']}."
-    return f"{_table(header, rows)}\n\n{what} {_source(result)}"
+    return f"{markdown_table(header, rows)}\n\n{what} {source(result)}"
 
 
 def _row_name(row: dict[str, Any]) -> str:
@@ -84,7 +69,7 @@ def _row_name(row: dict[str, Any]) -> str:
 
 def conformance() -> str:
     """`standard` against AutoAttack: verdicts and seconds."""
-    result = _load("speed-autoattack")
+    result = load_result("speed-autoattack")
     rows = []
     for row in result["rows"]:
         ours, n = row["plans"]["standard"], row["compared"]
@@ -93,12 +78,12 @@ def conformance() -> str:
         times = (f"{seconds:.0f}", f"{ours['seconds'][0]:.0f}", f"{ours['ratio']:.1f} ×")
         rows.append((_row_name(row), str(n), *(f"{100 * share:.2f} %" for share in shares), *times))
     header = ("classifier, threat", "images", "AutoAttack", "standard", "same verdict", "seconds", "ours", "ratio")
-    return f"{_table(header, rows)}\n\n{_source(result)}"
+    return f"{markdown_table(header, rows)}\n\n{source(result)}"
 
 
 def plans() -> str:
     """`rapid` and `strong` against AutoAttack and against `standard`."""
-    result = _load("speed-autoattack")
+    result = load_result("speed-autoattack")
     rows = []
     for row in result["rows"]:
         rapid, strong, standard = (row["plans"][name] for name in ("rapid", "strong", "standard"))
@@ -115,35 +100,37 @@ def plans() -> str:
         "classifier, threat", "images", "standard", "rapid", "strong", "AutoAttack / rapid, s",
         "AutoAttack / strong, s", "standard / strong, s", "more broken by strong than by standard",
     )  # fmt: skip
-    return f"{_table(header, rows)}\n\n{_source(result)}"
+    return f"{markdown_table(header, rows)}\n\n{source(result)}"
 
 
 def missed() -> str:
     """The examples on which `rapid` and AutoAttack disagree."""
-    result = _load("speed-autoattack")
+    result = load_result("speed-autoattack")
     rows = []
     for row in result["rows"]:
         ours = row["plans"]["rapid"]
         sides = (", ".join(map(str, ours[f"only_{side}_broke"])) or "none" for side in ("autoattack", "ours"))
         rows.append((_row_name(row), str(row["compared"]), *sides))
-    return _table(("classifier, threat", "images", "broken by AutoAttack alone", "broken by rapid alone"), rows)
+    return markdown_table(("classifier, threat", "images", "broken by AutoAttack alone", "broken by rapid alone"), rows)
 
 
 def only_strong() -> str:
     """The examples that only `strong` breaks."""
-    result = _load("speed-autoattack")
+    result = load_result("speed-autoattack")
     rows = []
     for row in result["rows"]:
         left = {name: set(expand_ids(p["robust_ids"])) for name, p in row["plans"].items()}
         alone = sorted((left["rapid"] & left["standard"]) - left["strong"])
         missed = sorted(left["strong"] - left["standard"])
         rows.append((_row_name(row), ", ".join(map(str, alone)) or "none", ", ".join(map(str, missed)) or "none"))
-    return _table(("classifier, threat", "broken by strong alone", "broken by standard and not by strong"), rows)
+    return markdown_table(
+        ("classifier, threat", "broken by strong alone", "broken by standard and not by strong"), rows
+    )
 
 
 def pgd() -> str:
     """PGD against foolbox and ART."""
-    result = _load("speed-pgd")
+    result = load_result("speed-pgd")
     rows = [
         (
             row["classifier"], row["peer"], row["form"], f"{row['broken']['ours']} / {row['broken']['theirs']}",
@@ -152,12 +139,12 @@ def pgd() -> str:
         for row in result["rows"]
     ]  # fmt: skip
     header = ("classifier", "peer", "our form", "broken, ours / theirs", "seconds, theirs / ours")
-    return f"{_table(header, rows)}\n\n{result['what']}. {_source(result)}"
+    return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"
 
 
 def flag_confusion() -> str:
     """Which flags each decoy and each honest classifier raised."""
-    result = _load("flag_confusion")
+    result = load_result("flag_confusion")
     rows = [
         (
             row["classifier"], row["kind"], f"{100 * row['pgd']:.0f} %", f"{100 * row['rapid']['robust']:.0f} %",
@@ -166,19 +153,21 @@ def flag_confusion() -> str:
         for row in result["rows"]
     ]  # fmt: skip
     header = ("classifier", "kind", "robust under PGD", "under rapid", "flags of rapid", "flags of standard")
-    return f"{_table(header, rows)}\n\n{_source(result)}"
+    return f"{markdown_table(header, rows)}\n\n{source(result)}"
 
 
 def memory() -> str:
     """Peak memory at 1,000 and 10,000 examples."""
-    result = _load("memory")
+    result = load_result("memory")
     rows = [(str(row["n"]), f"{row['peak_mib']:.0f} MiB", f"{row['seconds']:.0f}") for row in result["rows"]]
-    return f"{_table(('examples', 'peak resident memory', 'seconds'), rows)}\n\n{result['what']} {_source(result)}"
+    return (
+        f"{markdown_table(('examples', 'peak resident memory', 'seconds'), rows)}\n\n{result['what']} {source(result)}"
+    )
 
 
 def evidence() -> str:
     """Bytes of the witnesses, seconds of verify."""
-    result = _load("evidence")
+    result = load_result("evidence")
     rows = [
         (
             row["classifier"], row["threat"], row["plan"], str(row["witnesses"]),
@@ -191,12 +180,12 @@ def evidence() -> str:
     header = (
         "classifier", "threat", "plan", "witnesses", "packed", "of float32", "run, s", "verify, s", "of the run",
     )  # fmt: skip
-    return f"{_table(header, rows)}\n\n{result['what']} {_source(result)}"
+    return f"{markdown_table(header, rows)}\n\n{result['what']} {source(result)}"
 
 
 def determinism() -> str:
     """Verdicts and images that differ between batch sizes and numbers of threads."""
-    result = _load("determinism")
+    result = load_result("determinism")
     rows = [
         (
             row["classifier"], row["precision"], str(row["n"]), f"batch {way['batch']}, {way['threads']} threads",
@@ -206,12 +195,12 @@ def determinism() -> str:
         for way in row["ways"]
     ]  # fmt: skip
     header = ("classifier", "precision", "examples", "way", "verdicts that differ", "images that differ")
-    return f"{_table(header, rows)}\n\nPlan `rapid`, {result['what']} {_source(result)}"
+    return f"{markdown_table(header, rows)}\n\nPlan `rapid`, {result['what']} {source(result)}"
 
 
 def ranks() -> str:
     """One process with two threads against two ranks with one."""
-    result = _load("ranks")
+    result = load_result("ranks")
     rows = []
     for row in result["rows"]:
         for way, seconds in row["seconds"].items():
@@ -220,12 +209,12 @@ def ranks() -> str:
             rows.append((row["classifier"], row["plan"], str(row["n"]), way, spread, f"{wall:.1f}"))
     differ = sum(row["verdicts_that_differ"] for row in result["rows"])
     header = ("classifier", "plan", "examples", "way", "seconds, median [min, max]", "with the start")
-    return f"{_table(header, rows)}\n\nVerdicts that differ: {differ}. {result['what']} {_source(result)}"
+    return f"{markdown_table(header, rows)}\n\nVerdicts that differ: {differ}. {result['what']} {source(result)}"
 
 
 def speed_limit() -> str:
     """How fast a query can be at most, beside what it is."""
-    result = _load("speed-limit")
+    result = load_result("speed-limit")
     rows = [
         (
             row["classifier"], f"{row['million_macs']:.1f}", f"{1e6 * row['forward']['plain']:.0f}",
@@ -239,12 +228,12 @@ def speed_limit() -> str:
         "at most", "gained with the gradient",
     )  # fmt: skip
     peak = f"A bfloat16 matrix product reaches {result['peak_gmacs']:.0f} thousand million multiplications a second."
-    return f"{_table(header, rows)}\n\n{peak} {_source(result)}"
+    return f"{markdown_table(header, rows)}\n\n{peak} {source(result)}"
 
 
 def self_agreement() -> str:
     """AutoAttack against itself."""
-    result = _load("self_agreement")
+    result = load_result("self_agreement")
     rows = [
         (
             f"{row['classifier']}, {row['threat']}", str(row["n"]),
@@ -254,7 +243,7 @@ def self_agreement() -> str:
         for row in result["rows"]
     ]  # fmt: skip
     header = ("classifier, threat", "images", "seed 0", "seed 1", "same verdict", "differ on")
-    return f"{_table(header, rows)}\n\n{_source(result)}"
+    return f"{markdown_table(header, rows)}\n\n{source(result)}"
 
 
 def flags() -> str:
@@ -270,8 +259,8 @@ def flags() -> str:
 
 
 _ALL = (
-    accuracy, conformance, determinism, engine_speed, evidence, flag_confusion, flags, memory, missed, only_strong, pgd,
-    plans, ranks, self_agreement, speed_limit,
+    accuracy, conformance, determinism, engine_speed, evidence, flag_confusion, flags, generator_training, memory,
+    missed, only_strong, orders, pgd, plans, ranks, self_agreement, speed_limit,
 )  # fmt: skip
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL}
 

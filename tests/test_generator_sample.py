@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from robustgen.data import load_data
+from robustgen.durable import FolderLock
 from robustgen.errors import RecordError, RobustgenError, SpecError
 from robustgen.generator import sample as sample_module
 from robustgen.generator.denoiser import to_uint8
@@ -129,6 +130,17 @@ def test_another_request_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make(tmp_path / "y.npz")
     with pytest.raises(RecordError, match="seed: 1 here, 0 there"):
         make(tmp_path / "y.npz", seed=1)
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    """While one process draws, another one on the same file is told so, and the first one's lock stays."""
+    (tmp_path / "x.npz.part").mkdir()
+    lock = FolderLock(tmp_path / "x.npz.part")
+    with pytest.raises(SpecError, match="is being written by another process"):
+        make(tmp_path / "x.npz")
+    lock.release()
+    make(tmp_path / "x.npz")
+    assert not (tmp_path / "x.npz.part").exists()
 
 
 def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

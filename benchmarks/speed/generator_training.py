@@ -1,8 +1,8 @@
 """Training a generator: our step against the plain loop of diffusers' training example, same network, batch and loss.
 
 The plain loop does what the example for unconditional generation does in each step: add noise by the scheduler, predict
-it, mean squared error, clip gradients, AdamW, cosine schedule, EMA. Its data loading is left out; images are in memory on
-both sides. Ours is `GeneratorTrainer.step` with the DDPM loss, in float32 and in bfloat16 where the processor has it.
+it, mean squared error, clip gradients, AdamW, cosine schedule, EMA. Data loading is left out: on both sides the images
+are in memory. Ours is `GeneratorTrainer.step` with the DDPM loss, in float32 and, where the processor has it, bfloat16.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from robustgen.environment import pick_device
 from robustgen.errors import SpecError
 from robustgen.generator.features import classifier_features, inception_features
 from robustgen.generator.generated import read_generated, read_images
-from robustgen.generator.judge import JudgeOptions, Judgement, judge
+from robustgen.generator.judge import Judgement, JudgeOptions, judge
 from robustgen.generator.memorisation import audit_memorisation, duplicates
 from robustgen.progress import Progress
 

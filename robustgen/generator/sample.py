@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import zipfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 
 from robustgen import durable
 from robustgen.errors import RecordError, SpecError
-from robustgen.generator.denoiser import Guided, to_uint8
+from robustgen.generator.denoiser import Denoiser, Guided, to_uint8
 from robustgen.generator.draw import draw
 from robustgen.generator.load import Generator
 from robustgen.generator.samplers import Sampler
@@ -98,27 +99,41 @@ def sample_to_file(
     sampler.sigmas(denoiser)  # an impossible number of steps is refused before any work
     provenance = _provenance(generator, sampler, spec)
     folder = out.with_name(f"{out.name}.part")
-    with durable.disk_errors(folder):
+    with durable.disk_errors(folder), ExitStack() as stack:
         if ranks.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.callback(durable.FolderLock(folder).release)
             _open(folder, provenance, spec.n, denoiser.shape)
         ranks.gather(0)  # nobody writes before the folder is checked
-        parts = _Parts(folder, spec.n)
-        done = parts.finished()
-        progress.start("images", spec.n)
-        count = sum(len(parts.ids(block)) for block in done)
-        for block in range(ranks.rank, parts.blocks, ranks.size):
-            if block in done:
-                continue
-            ids = parts.ids(block)
-            label = spec.labels(torch.tensor(ids), denoiser.classes)
-            x = draw(denoiser, sampler, ids, label, seed=spec.seed, batch_size=batch_size)
-            parts.write(block, to_uint8(x).numpy(), ranks.rank)
-            count += len(ids)
-            progress.advance(count, f"block {block + 1} of {parts.blocks}")
+        _draw_blocks(_Parts(folder, spec.n), denoiser, sampler, spec, batch_size, ranks, progress)
         ranks.gather(0)  # all blocks are written
         if ranks.first:
             _pack(folder, out, spec, denoiser.classes, provenance)
     return out
+
+
+def _draw_blocks(
+    parts: _Parts,
+    denoiser: Denoiser,
+    sampler: Sampler,
+    spec: SampleSpec,
+    batch_size: int,
+    ranks: Ranks,
+    progress: Progress,
+) -> None:
+    """The blocks of this rank that are not on the disk yet."""
+    done = parts.finished()
+    count = sum(len(parts.ids(block)) for block in done)
+    progress.start("images", spec.n)
+    for block in range(ranks.rank, parts.blocks, ranks.size):
+        if block in done:
+            continue
+        ids = parts.ids(block)
+        label = spec.labels(torch.tensor(ids), denoiser.classes)
+        x = draw(denoiser, sampler, ids, label, seed=spec.seed, batch_size=batch_size)
+        parts.write(block, to_uint8(x).numpy(), ranks.rank)
+        count += len(ids)
+        progress.advance(count, f"block {block + 1} of {parts.blocks}")
 
 
 def _provenance(generator: Generator, sampler: Sampler, spec: SampleSpec) -> dict[str, Any]:
@@ -152,7 +167,6 @@ def _open(folder: Path, provenance: dict[str, Any], n: int, shape: tuple[int, in
                 + "); name another file, or remove that folder."
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
     channels, height, width = shape
     array = folder / "image.npy"
     np.lib.format.open_memmap(array, mode="w+", dtype=np.uint8, shape=(n, height, width, channels)).flush()
@@ -205,4 +219,4 @@ def _pack(folder: Path, out: Path, spec: SampleSpec, classes: int, provenance: d
         for name in ("image", "label", "provenance"):
             archive.write(folder / f"{name}.npy", f"{name}.npy")
     draft.replace(out)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder)  # with the lock in it
