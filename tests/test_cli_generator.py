@@ -102,6 +102,34 @@ def test_pictures_of_edits(card: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("i.png", "w.png"))
 
 
+def test_judge_prints_figures_beside_their_floors(
+    card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Distances named after the network, copies found and left out of the second file, JSON on request."""
+    bars = card.parent.parent / "bars.npz"
+    with np.load(bars) as file:
+        image, label = file["image"], file["label"]
+    generated = tmp_path / "x.npz"  # 40 images, of which the last ten repeat the first ten
+    images = np.concatenate([255 - image[:30], 255 - image[:10]])
+    np.savez(generated, image=images, label=np.concatenate([label[:30], label[:10]]))
+    (tmp_path / "net.py").write_text(
+        "from tests.helpers import make_convnet\n\n\ndef make():\n    return make_convnet()\n"
+    )
+    command = ("judge", generated, "--against", f"npz:{bars}", "--features", f"python:{tmp_path / 'net.py'}:make")
+    code, out, err = run(
+        capsys, *command, "--without-duplicates", tmp_path / "y.npz", "--pairs", tmp_path / "p.png", "--n", 30
+    )
+    assert (code, err.count("error")) == (0, 0)
+    assert "FID" not in out
+    assert "FD(" in out
+    with np.load(tmp_path / "y.npz") as file:
+        assert len(file["image"]) <= 30
+    assert (tmp_path / "p.png").is_file()
+    code, out, _ = run(capsys, *command, "--json")
+    assert code == 0
+    assert json.loads(out)["exact_duplicates"] >= 1
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -124,7 +152,10 @@ def test_pictures_of_edits(card: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ("inpaint CARD --image npz:BARS --rounds 0 --box 0:4,0:8", "rounds must be >= 1"),
         ("interpolate CARD --count 1", "two images or more"),
         ("interpolate CARD --class 7", "classes 0 to 1"),
-        ("import-edm none.pkl", "no such file"),
+        ("judge none.npz", "no such file"),
+        ("judge BARS --against npz:BARS", "name one with --features"),
+        ("judge BARS --without-duplicates BARS", "exists; name another file"),
+        ("judge BARS --pairs x.jpg", "must end in .png"),
     ],
 )
 def test_bad_requests_are_one_sentence(
