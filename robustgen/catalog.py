@@ -68,7 +68,7 @@ def _generators() -> dict[str, str]:
     return {
         **{name: GeneratorCard.load(path).description for name, path in bundled_generators().items()},
         "diffusers:PATH": "the folder of any diffusers DDPM pipeline (UNet2DModel)",
-        "CARD.json": "your own: what `robustgen generator train` wrote",
+        "CARD.json": "your own: what `robustgen generator train` or `import-edm` wrote",
     }
 
 

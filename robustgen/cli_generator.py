@@ -317,3 +317,20 @@ def interpolate_command(
         generator.denoiser, parse_sampler(sampler), first, last, count, label=class_, seed=seed, out=out
     )
     print(f"from image {first} to image {last}: {out}")
+
+
+@generator_app.command("import-edm")
+def import_edm_command(
+    file: Annotated[Path, typer.Argument(help="Weights as NVlabs published them (.pkl).")],
+    out: Annotated[Path, typer.Option(help="Folder for the card and the weights.")] = Path("imported"),
+) -> None:
+    """Read weights of the EDM paper's format, without running the code pickled in them.
+
+    Example -
+
+      robustgen generator import-edm edm-cifar10-32x32-cond-vp.pkl --out imported
+    """
+    from robustgen.generator.import_edm import import_edm
+
+    card = import_edm(file, out)
+    print(f"generator: {card}\ndraw from it: robustgen generator sample {card} --n 64")

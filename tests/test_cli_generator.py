@@ -152,6 +152,7 @@ def test_judge_prints_figures_beside_their_floors(
         ("inpaint CARD --image npz:BARS --rounds 0 --box 0:4,0:8", "rounds must be >= 1"),
         ("interpolate CARD --count 1", "two images or more"),
         ("interpolate CARD --class 7", "classes 0 to 1"),
+        ("import-edm none.pkl", "no such file"),
         ("judge none.npz", "no such file"),
         ("judge BARS --against npz:BARS", "name one with --features"),
         ("judge BARS --without-duplicates BARS", "exists; name another file"),

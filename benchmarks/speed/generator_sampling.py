@@ -59,9 +59,10 @@ def diffusers_side(name: str, kind: str) -> Make:
 
     denoiser = load_generator(name, precision="float32").denoiser
     assert isinstance(denoiser, DdpmDenoiser)
+    processor: Any = AttnProcessor2_0()
     for module in denoiser.modules():
         if isinstance(module, Attention):
-            module.set_processor(AttnProcessor2_0())
+            module.set_processor(processor)
     family, steps = kind.split(",", maxsplit=1)[0].rsplit(" ", 1)
     scheduler: Any = DDIMScheduler(num_train_timesteps=1000)
     if family.startswith("DPM"):

@@ -35,7 +35,7 @@ def plain_loop(data: TrainingData, recipe: Any) -> Callable[[], None]:
     torch.manual_seed(0)
     batch = recipe.training.batch_size
     model = Unet(recipe.network, data.dataset.shape, data.dataset.classes).train()
-    scheduler = DDPMScheduler(num_train_timesteps=1000)
+    scheduler: Any = DDPMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=500, num_training_steps=10_000)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True)

@@ -54,6 +54,7 @@ class MixtureDenoiser(Denoiser):
     """
 
     points: Tensor
+    labels: Tensor | None
 
     def __init__(self, points: Tensor, labels: Tensor | None = None) -> None:
         if points.ndim != 4 or not len(points):

@@ -33,7 +33,7 @@ class GeneratorCard:
         description: as many sentences as it takes.
         kind: "edm" or "ddpm".
         objective: keyword arguments of `EdmObjective` or `DdpmObjective`.
-        network: keyword arguments of `NetworkSettings`.
+        network: keyword arguments of `NetworkSettings`; or `kind` = song-unet and those of `SongUnetSettings`.
         shape: (C, H, W) of its images.
         classes: number of classes; 0 where it knows none.
         augmented: whether the network takes augmentation parameters.
@@ -119,10 +119,14 @@ class GeneratorCard:
             raise SpecError(f"generator card '{self.name}': objective: {error}.") from error
         return objective
 
-    def build_network(self) -> Unet:
-        """The network, not yet with its weights."""
-        settings = read_section(NetworkSettings, "network", self.network)
+    def build_network(self) -> torch.nn.Module:
+        """The network, not yet with its weights: a `Unet`, or a `SongUnet` where `network.kind` says so."""
+        from robustgen.generator.song_unet import KIND, build_song_unet
+
         channels, height, width = self.shape
+        if self.network.get("kind") == KIND:
+            return build_song_unet(self.network, (channels, height, width), self.classes)
+        settings = read_section(NetworkSettings, "network", self.network)
         return Unet(
             settings,
             (channels, height, width),
