@@ -185,7 +185,7 @@ def _recipe_details(name: str) -> str:
 
     path = (list_recipes() | list_generator_recipes())[name]
     command = "generator train" if path.parent.name == "generator" else "train"
-    return f"recipe {name}: robustgen {command} {name}\n\n{path.read_text(encoding='utf-8')}"
+    return f"recipe {name}\n\n# robustgen {command} {name}\n{path.read_text(encoding='utf-8')}"
 
 
 def _generator_details(name: str) -> str:

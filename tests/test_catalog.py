@@ -9,6 +9,9 @@ import pytest
 from robustgen import catalog
 from robustgen.attacks.plans import parse_attack
 from robustgen.errors import SpecError
+from robustgen.generator.card import bundled_generators
+from robustgen.generator.recipe import list_generator_recipes
+from robustgen.generator.samplers import SAMPLERS
 from robustgen.registry import ATTACKS, PLANS
 from robustgen.suites import suite_files
 from robustgen.train import list_recipes
@@ -30,7 +33,9 @@ def test_everything_registered_is_listed() -> None:
     assert set(ATTACKS) == set(dict(catalog.listing("attacks")))
     assert set(PLANS) == set(dict(catalog.listing("plans")))
     assert set(suite_files()) == set(dict(catalog.listing("suites")))
-    assert set(list_recipes()) == set(dict(catalog.listing("recipes")))
+    assert set(list_recipes()) | set(list_generator_recipes()) == set(dict(catalog.listing("recipes")))
+    assert set(SAMPLERS) == set(dict(catalog.listing("samplers")))
+    assert set(bundled_generators()) < set(dict(catalog.listing("generators")))
 
 
 @pytest.mark.parametrize("name", list(ATTACKS))
