@@ -1,9 +1,9 @@
-"""Bring a trained generator into the zoo: weights as float16, card with what was measured of it, and its log.
+"""Bring a trained generator into the zoo: weights as bfloat16, card with what was measured of it, and its log.
 
     python -m robustgen.benchmarks.generator_card trained/fmnist-edm --judgement judge.json --cas cas.json
 
 The judgement is what `robustgen generator judge --json` printed, the CAS what `robustgen.benchmarks.generator_cas` did,
-both of images that these float16 weights made.
+both of images by these weights: in bfloat16 the network computes with exactly what is stored.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
     given = parser.parse_args()
     (path,) = [p for p in given.folder.glob("*.json") if p.name != "recipe.json"]
     card = GeneratorCard.load(path)
-    content = save({key: value.to(torch.float16) for key, value in load_file(given.folder / card.weights).items()})
+    content = save({key: value.to(torch.bfloat16) for key, value in load_file(given.folder / card.weights).items()})
     durable.replace(ZOO / "generators" / card.weights, content)
     held = list(card.figures)
     if given.judgement and given.cas:
