@@ -31,6 +31,7 @@ __all__ = [
     "parse_duration",
     "read_recipe",
     "read_section",
+    "read_tables",
     "text",
 ]
 
@@ -128,6 +129,30 @@ def read_section(kind: type[Section], name: str, table: Mapping[str, Any]) -> Se
         if entry.default is MISSING and entry.default_factory is MISSING and entry.name not in table:
             raise SpecError(f"the field '{name}.{entry.name}' is missing.")
     return kind(**table)
+
+
+def read_tables(
+    content: Mapping[str, Any], sections: tuple[str, ...], optional: tuple[str, ...] = ("seed", "licence")
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The fields at the top of a recipe, where name and description are, and its tables, all of which it needs.
+
+    Raises:
+        SpecError: a field or a table is missing or unknown.
+    """
+    required = ("name", "description")
+    for key in content:
+        if key not in (*required, *optional, *sections):
+            raise unknown_name("field", key, (*required, *optional, *sections))
+    for key in sections:
+        if content.get(key) is None:
+            raise SpecError(f"the table [{key}] is missing.")
+        if not isinstance(content[key], Mapping):
+            raise SpecError(f"{key} must be a table [{key}].")
+    for key in required:
+        if key not in content:
+            raise SpecError(f"the field '{key}' is missing.")
+    top = {key: content[key] for key in (*required, *optional) if key in content}
+    return top, {key: dict(content[key]) for key in sections}
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ from robustgen.fields import (
     parse_duration,
     read_recipe,
     read_section,
+    read_tables,
     text,
 )
 from robustgen.nets import build_network
@@ -46,7 +47,6 @@ __all__ = [
 ]
 
 _RECIPES = Path(__file__).resolve().parent / "recipes"
-_TOP_KEYS = ("name", "description", "licence", "seed", "data", "network", "training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,27 +166,14 @@ class Recipe:
         Raises:
             SpecError: a field is missing, unknown, or not what it should be.
         """
-        for key in content:
-            if key not in _TOP_KEYS:
-                raise unknown_name("field", key, _TOP_KEYS)
-        tables: dict[str, dict[str, Any]] = {}
-        for key in ("data", "network", "training"):
-            table = content.get(key)
-            if not isinstance(table, dict):
-                raise SpecError(
-                    f"the table [{key}] is missing." if table is None else f"{key} must be a table [{key}]."
-                )
-            tables[key] = dict(table)
-        for key in ("name", "description"):
-            if key not in content:
-                raise SpecError(f"the field '{key}' is missing.")
+        top, tables = read_tables(content, ("data", "network", "training"))
         options = tables["network"].pop("options", {})
         architecture = tables["network"].pop("architecture", None)
         if not isinstance(options, dict) or tables["network"]:
             key = next(iter(tables["network"]), "options")
             raise SpecError(f"network.{key}: options of the architecture belong into the table [network.options].")
         return cls(
-            **{key: content[key] for key in ("name", "description", "seed", "licence") if key in content},
+            **top,
             data=read_section(DataSettings, "data", tables["data"]),
             network=NetworkSettings(architecture=architecture, options=options),
             training=read_section(TrainingSettings, "training", tables["training"]),

@@ -313,7 +313,7 @@ def test_incomplete_recipes_are_refused(recipe: GeneratorRecipe) -> None:
     """A missing table, field or an unknown one is named."""
     content = recipe.to_dict()
     for change, message in (
-        ({"objective": None}, "objective must be a table"),
+        ({"objective": 3}, "objective must be a table"),
         ({"objektive": {}}, "did you mean 'objective'"),
         ({"training": {"images": 8}}, "'training.batch_size' is missing"),
     ):

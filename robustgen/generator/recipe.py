@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from robustgen.errors import SpecError, unknown_name
+from robustgen.errors import SpecError
 from robustgen.fields import (
     FILE_NAME,
     POSITIVE,
@@ -25,6 +25,7 @@ from robustgen.fields import (
     or_none,
     read_recipe,
     read_section,
+    read_tables,
     text,
 )
 from robustgen.generator.network import NetworkSettings
@@ -40,8 +41,6 @@ __all__ = [
 ]
 
 _RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "generator"
-_SECTIONS = ("data", "network", "objective", "training")
-_TOP_KEYS = ("name", "description", "licence", "seed", *_SECTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,23 +162,13 @@ class GeneratorRecipe:
         Raises:
             SpecError: a field is missing, unknown, or not what it should be.
         """
-        for key in content:
-            if key not in _TOP_KEYS:
-                raise unknown_name("field", key, _TOP_KEYS)
-        for key in _SECTIONS:
-            if key not in content:
-                raise SpecError(f"the table [{key}] is missing.")
-            if not isinstance(content[key], Mapping):
-                raise SpecError(f"{key} must be a table [{key}].")
-        for key in ("name", "description"):
-            if key not in content:
-                raise SpecError(f"the field '{key}' is missing.")
+        top, tables = read_tables(content, ("data", "network", "objective", "training"))
         return cls(
-            **{key: content[key] for key in ("name", "description", "seed", "licence") if key in content},
-            data=read_section(DataSettings, "data", content["data"]),
-            network=read_section(NetworkSettings, "network", content["network"]),
-            objective=read_section(ObjectiveSettings, "objective", content["objective"]),
-            training=read_section(TrainingSettings, "training", content["training"]),
+            **top,
+            data=read_section(DataSettings, "data", tables["data"]),
+            network=read_section(NetworkSettings, "network", tables["network"]),
+            objective=read_section(ObjectiveSettings, "objective", tables["objective"]),
+            training=read_section(TrainingSettings, "training", tables["training"]),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -97,20 +97,8 @@ def train_generator(
     begun, ranks = time.monotonic(), ranks or Ranks()
     recipe = recipe if isinstance(recipe, GeneratorRecipe) else load_generator_recipe(recipe)
     where = pick_device(device)
-    results = tuple(f"{recipe.name}.{kind}" for kind in ("safetensors", "json", "png"))
-    if not ranks.first:
-        ranks.gather(0)  # rank 0 makes the folder, and reports when it cannot
-    folder = TrainingFolder(Path(out), recipe, GeneratorRecipe.from_dict, progress or Silent(), results)
-    if ranks.first:
-        ranks.gather(0)
-    data = TrainingData.load(
-        recipe.data.name,
-        data_dir=data_dir,
-        validation=recipe.data.validation,
-        seed=recipe.seed,
-        batch_size=recipe.training.batch_size,
-        augment=(),
-    )
+    folder = _make_folder(Path(out), recipe, progress or Silent(), ranks)
+    data = _load_images(recipe, data_dir)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if where.type == "cuda" else []):
         checkpoint = folder.read_checkpoint()
         precision = checkpoint["precision"] if checkpoint else resolve_precision(recipe.training.precision, where)
@@ -133,6 +121,28 @@ def train_generator(
         images=min(trainer.images, recipe.training.images),
         seconds=time.monotonic() - begun,
         **result,
+    )
+
+
+def _make_folder(out: Path, recipe: GeneratorRecipe, progress: Progress, ranks: Ranks) -> TrainingFolder:
+    """The folder; rank 0 makes it, and reports when it cannot, before the others look into it."""
+    results = tuple(f"{recipe.name}.{kind}" for kind in ("safetensors", "json", "png"))
+    if not ranks.first:
+        ranks.gather(0)
+    folder = TrainingFolder(out, recipe, GeneratorRecipe.from_dict, progress, results)
+    if ranks.first:
+        ranks.gather(0)
+    return folder
+
+
+def _load_images(recipe: GeneratorRecipe, data_dir: Path | None) -> TrainingData:
+    return TrainingData.load(
+        recipe.data.name,
+        data_dir=data_dir,
+        validation=recipe.data.validation,
+        seed=recipe.seed,
+        batch_size=recipe.training.batch_size,
+        augment=(),
     )
 
 
