@@ -7,7 +7,7 @@ from typing import Any
 
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 
-__all__ = ["generator_training", "orders"]
+__all__ = ["generator_cas", "generator_training", "orders"]
 
 
 def orders() -> str:
@@ -17,6 +17,21 @@ def orders() -> str:
     header = ("sampler", *(f"{a} to {b} steps" for a, b in pairwise(steps)))
     rows = [(row["sampler"], *(f"{order:.3f}" for order in row["orders"])) for row in result["rows"]]
     return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"
+
+
+def generator_cas() -> str:
+    """What a small network learns from generated images, and from real ones, in as many steps."""
+    result = load_result("generator_cas")
+    rows = []
+    for name, row in result["rows"].items():
+        given, accuracy = row.get("provenance"), row["accuracy"]
+        what = name
+        if given is not None:
+            what = f"{given['n']} images by {given['sampler']['name']}, {given['sampler']['steps']} steps"
+        figure = f"{100 * accuracy['value']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
+        rows.append((what, figure, str(row["steps"]), f"{row['seconds']:.0f}"))
+    table = markdown_table(("trained on", "accuracy on real test images", "steps", "seconds"), rows)
+    return f"{table}\n\n{result['what']}; fmnist-edm. {source(result)}"
 
 
 def generator_training() -> str:

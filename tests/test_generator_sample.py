@@ -14,6 +14,7 @@ from robustgen.data import load_data
 from robustgen.durable import FolderLock
 from robustgen.errors import RecordError, RobustgenError, SpecError
 from robustgen.generator import sample as sample_module
+from robustgen.generator.analytic import GaussianDenoiser, MixtureDenoiser
 from robustgen.generator.denoiser import to_uint8
 from robustgen.generator.draw import draw
 from robustgen.generator.edit import inpaint, interpolate, slerp
@@ -199,10 +200,25 @@ def test_inpainting_keeps_what_is_kept() -> None:
     torch.testing.assert_close(alone, filled[2:], rtol=0, atol=1e-6)
 
 
+def test_inpainting_shows_the_kept_region_at_each_level_of_noise() -> None:
+    """What the denoiser is asked about is the given image plus noise of that level, also where it is kept."""
+    denoiser, asked = GaussianDenoiser(torch.zeros(1, 20, 20), 0.5), list[tuple[float, torch.Tensor]]()
+    true = denoiser._denoise
+
+    def recording(x: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        asked.append((float(sigma[0]), x))
+        return true(x, sigma, label)
+
+    denoiser._denoise = recording  # type: ignore[method-assign]
+    x = torch.full((4, 1, 20, 20), 0.5)
+    inpaint(denoiser, Heun(steps=6), x, parse_box("0:10,0:20", 20, 20), rounds=2)
+    assert len(asked) > 6
+    for sigma, state in asked[1:]:
+        assert float((state - 0.5)[:, :, 10:].std()) == pytest.approx(sigma, rel=0.1)
+
+
 def test_inpainting_follows_the_data() -> None:
     """Points that agree on the kept half decide the other half: the mixture's own completion comes out."""
-    from robustgen.generator.analytic import MixtureDenoiser
-
     points = torch.tensor([[0.9, -0.9], [-0.9, 0.9]]).reshape(2, 1, 1, 2)
     x = torch.tensor([[0.9, 0.0], [-0.9, 0.0]]).reshape(2, 1, 1, 2)
     keep = parse_box("0:1,1:2", 1, 2)
