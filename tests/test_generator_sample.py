@@ -36,7 +36,9 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def generator(classes: int = 3, shape: tuple[int, int, int] = (1, 4, 4)) -> Generator:
     """A random network."""
-    return Generator(name="g", denoiser=make_edm(classes, shape), sha256="a" * 64, card=None, precision="float32")
+    return Generator(
+        name="/some/where/g", denoiser=make_edm(classes, shape), sha256="a" * 64, card=None, precision="float32"
+    )
 
 
 def make(out: Path, n: int = 10, ranks: Ranks | None = None, **spec: Any) -> Path:
@@ -57,6 +59,7 @@ def test_layout_and_provenance(tmp_path: Path) -> None:
     assert held["image"].dtype == np.uint8
     assert held["label"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
     provenance = json.loads(str(held["provenance"]))
+    assert provenance["generator"] == "g"  # and no path of this machine
     assert provenance["weights_sha256"] == "a" * 64
     assert provenance["sampler"]["steps"] == 3
     assert provenance["seed"] == 5

@@ -138,7 +138,9 @@ def _draw_blocks(
 
 def _provenance(generator: Generator, sampler: Sampler, spec: SampleSpec) -> dict[str, Any]:
     return {
-        "generator": generator.name,
+        "generator": Path(generator.name).name
+        if generator.card is None
+        else generator.card.name,  # no path of this machine
         "weights_sha256": generator.sha256,
         "trained_on": None if generator.card is None else generator.card.data,
         "sampler": {"name": type(sampler).__name__, **_plain(asdict(sampler))},  # type: ignore[call-overload]
