@@ -155,20 +155,24 @@ def _make_unet(settings: NetworkSettings, shape: tuple[int, int, int], class_emb
 
 
 def prepare_for(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network on a device, with the attention that is fast there; changes no weight.
+    """The network on a device, with the blocks and the attention that are fast there; changes no weight.
 
     PyTorch's fused attention is made for long sequences: on a CPU its backward in bfloat16 took 15 % of a training step
     of the small network (49 positions), written out it takes next to nothing.
     """
     from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
+    from robustgen.generator.fast_blocks import use_fast_blocks  # here, not above: diffusers is slow to import
+
     processor: Any = AttnProcessor() if device.type == "cpu" else AttnProcessor2_0()
     for module in network.modules():
         if isinstance(module, Attention):
             module.set_processor(processor)
-    return network.to(device)
+    return use_fast_blocks(network).to(device)
 
 
 def low_precision_copy(network: nn.Module) -> nn.Module:
-    """A bfloat16 copy to compute with; the original keeps the weights that count."""
-    return copy.deepcopy(network).to(torch.bfloat16)
+    """A bfloat16 copy to compute with, on a CPU channels last; the original keeps the weights that count."""
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    layout = torch.channels_last if on_cpu else torch.preserve_format
+    return copy.deepcopy(network).to(torch.bfloat16, memory_format=layout)
