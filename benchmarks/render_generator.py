@@ -7,7 +7,14 @@ from typing import Any
 
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 
-__all__ = ["generator_cas", "generator_training", "orders"]
+__all__ = [
+    "generator_cas",
+    "generator_sampling",
+    "generator_sampling_speed",
+    "generator_training",
+    "orders",
+    "time_to_quality",
+]
 
 
 def orders() -> str:
@@ -43,6 +50,53 @@ def generator_training() -> str:
             rows.append((name, *_rates(side, result["images"]), _ratio(side)))
     header = ("what", "images/s, ours", "images/s, plain loop", "ratio [min, max]")
     return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"
+
+
+def generator_sampling() -> str:
+    """Samplers and steps: distance, what the images teach, images a second."""
+    result = load_result("speed-generator-sampling")
+    rows = []
+    for name, row in result["rows"].items():
+        at_n = "" if row["n"] < result["n"] else _with_error(row["fd"], row["fd_error"])
+        few = _with_error(row["fd_few"], row["fd_few_error"])
+        score = f"{100 * row['cas']['value']:.1f} %" if "cas" in row else ""
+        rows.append((name, at_n, few, score, f"{row['images_per_second']:.1f}" if "seconds" in row else ""))
+    fd, n = "FD(fmnist-standard, penultimate, 64, N={})", result["n"]
+    header = ("sampler", fd.format(n), fd.format(result["few"]), f"CAS of {n} images", "images/s")
+    return f"{markdown_table(header, rows)}\n\n{source(result)}"
+
+
+def generator_sampling_speed() -> str:
+    """Our sampling and diffusers' on the same network, in turn."""
+    result = load_result("speed-generator-sampling")
+    rows = []
+    for name, side in result["timed"].items():
+        ours, theirs = name.split(" / ")
+        distance = (_with_error(result["rows"][one]["fd"], result["rows"][one]["fd_error"]) for one in (ours, theirs))
+        rows.append((ours.removeprefix("ours: "), theirs.removeprefix("diffusers: "), *distance, _ratio(side)))
+    header = ("ours", "diffusers", "FD, ours", "FD, diffusers", "images/s, ours / diffusers [min, max]")
+    return f"{markdown_table(header, rows)}\n\n{source(result)}"
+
+
+def time_to_quality() -> str:
+    """What the images teach after so many minutes of training."""
+    result = load_result("time_to_quality")
+    rows = []
+    for row in result["rows"]:
+        score = row["cas"]["accuracy"]
+        interval = f"[{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+        rows.append(
+            (
+                f"{row['images']:,}", f"{row['seconds'] / 60:.0f}", f"{row['validation_loss']:.4f}",
+                f"{100 * score['value']:.1f} % {interval}",
+            )
+        )  # fmt: skip
+    header = ("images shown", "minutes", "loss on held-out images", "accuracy on real test images")
+    return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"
+
+
+def _with_error(value: float, error: float) -> str:
+    return f"{value:.3f} ± {error:.3f}"
 
 
 def _rates(side: dict[str, Any], images: int) -> tuple[str, str]:

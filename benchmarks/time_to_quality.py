@@ -26,7 +26,7 @@ from robustgen.generator.recipe import load_generator_recipe
 from robustgen.generator.samplers import Heun
 from robustgen.generator.trainer import GeneratorTrainer
 from robustgen.ranks import Ranks
-from robustgen.training_data import TrainingData
+from robustgen.training.data import TrainingData
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def _samplers() -> dict[str, str]:
 
 def _recipes() -> dict[str, str]:
     from robustgen.generator.recipe import list_generator_recipes, load_generator_recipe
-    from robustgen.train import list_recipes, load_recipe
+    from robustgen.training.train import list_recipes, load_recipe
 
     return {name: load_recipe(name).description for name in list_recipes()} | {
         name: load_generator_recipe(name).description for name in list_generator_recipes()
@@ -181,7 +181,7 @@ def _suite_details(name: str) -> str:
 
 def _recipe_details(name: str) -> str:
     from robustgen.generator.recipe import list_generator_recipes
-    from robustgen.train import list_recipes
+    from robustgen.training.train import list_recipes
 
     path = (list_recipes() | list_generator_recipes())[name]
     command = "generator train" if path.parent.name == "generator" else "train"

@@ -113,6 +113,11 @@ def train_command(
     out: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and the result (default: trained/<name>).")
     ] = None,
+    generated: Annotated[
+        str | None, typer.Option(help="Generated images and their shares of every batch: a.npz:0.5,b.npz:0.2.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Classifier that labels generated images without labels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     data_dir: DataDir = None,
     budget: Annotated[
         str | None, typer.Option(help="Stop after this long, such as 30m; the same command goes on.")
@@ -121,22 +126,36 @@ def train_command(
 ) -> None:
     """Train a classifier by a recipe; interrupt it whenever you like, the same command goes on.
 
-    Example -
+    `torchrun --nproc-per-node 8 -m robustgen train ...` shares each batch among processes.
+
+    Examples -
 
       robustgen train fmnist-at --data-dir ~/data --out trained/fmnist-at
+
+      robustgen train fmnist-at --generated fmnist-50k.npz:0.7 --data-dir ~/data
     """
     from robustgen.environment import tune_process
-    from robustgen.train import load_recipe, parse_duration, train
+    from robustgen.ranks import joined_ranks
+    from robustgen.training.train import load_recipe, parse_duration, train
 
     tune_process()
-    folder = out or Path("trained") / load_recipe(recipe).name
+    given = load_recipe(recipe).changed(generated=generated, labels=labels, seed=seed)
+    folder = out or Path("trained") / given.name
     seconds = None if budget is None else parse_duration(budget)
-    result = with_progress(
-        lambda progress: train(
-            recipe, out=folder, data_dir=data_dir, device=device, budget_seconds=seconds, progress=progress
+    with joined_ranks() as ranks:
+        result = with_progress(
+            lambda progress: train(
+                given,
+                out=folder,
+                data_dir=data_dir,
+                device=device,
+                budget_seconds=seconds,
+                progress=progress,
+                ranks=ranks,
+            ),
+            silent=not ranks.first,
         )
-    )
-    for line in result.lines():
+    for line in result.lines() if ranks.first else ():
         print(line)
 
 

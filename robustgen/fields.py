@@ -14,6 +14,7 @@ from robustgen.errors import ArtifactError, SpecError, unknown_name
 
 __all__ = [
     "FILE_NAME",
+    "NOT_NEGATIVE",
     "POSITIVE",
     "SEED",
     "SHARE",
@@ -22,6 +23,7 @@ __all__ = [
     "Fits",
     "Rule",
     "check_fields",
+    "check_value",
     "count",
     "differences",
     "each",
@@ -78,6 +80,7 @@ def one_of(*known: str) -> Rule:
 
 _above_zero = number(0, math.inf, open_low=True)
 POSITIVE: Rule = (_above_zero, "a number above 0")
+NOT_NEGATIVE: Rule = (number(0, math.inf), "a number >= 0")
 SHARE: Rule = (number(0, 1), "a number in [0, 1)")
 WHOLE: Rule = (count, "a whole number >= 1")
 TEXT: Rule = (text, "a text that is not empty")
@@ -106,12 +109,21 @@ def check_fields(section: Any, table: str, rules: Mapping[str, Rule]) -> None:
         value = getattr(section, entry.name)
         if isinstance(value, list):
             value = tuple(value)
-        fits, wanted = rules[where]
-        if not fits(value):
-            raise SpecError(f"{where} must be {wanted}, got {value!r}.")
+        check_value(where, value, rules[where])
         if str(entry.type).startswith("float") and value is not None:
             value = float(value)
         object.__setattr__(section, entry.name, value)
+
+
+def check_value(where: str, value: Any, rule: Rule) -> None:
+    """Refuse a value that breaks its rule.
+
+    Raises:
+        SpecError: names the field, what is wanted and what came.
+    """
+    fits, wanted = rule
+    if not fits(value):
+        raise SpecError(f"{where} must be {wanted}, got {value!r}.")
 
 
 def read_section(kind: type[Section], name: str, table: Mapping[str, Any]) -> Section:

@@ -7,6 +7,7 @@ order, sharding and resume change nothing, there is no state to save, and torch'
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from robustgen.errors import SpecError
 
-__all__ = ["ExampleRng", "philox4x32", "stage_seed"]
+__all__ = ["ExampleRng", "generator_for", "philox4x32", "stage_seed"]
 
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
@@ -41,6 +42,12 @@ def philox4x32(counter: Sequence[Tensor], key: tuple[int, int], rounds: int = 10
 def stage_seed(seed: int, label: str) -> int:
     """The seed of one stage of a plan, so that no two stages draw the same numbers: two start apart, as they should."""
     return (seed + zlib.crc32(label.encode()) * 0x9E3779B97F4A7C15) % 2**64
+
+
+def generator_for(seed: int, purpose: str, *place: int) -> torch.Generator:
+    """A CPU generator for one use at one place, such as (epoch, step): resuming there needs no saved state."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{'/'.join(map(str, place))}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from robustgen.generator.recipe import list_generator_recipes
 from robustgen.generator.samplers import SAMPLERS
 from robustgen.registry import ATTACKS, PLANS
 from robustgen.suites import suite_files
-from robustgen.train import list_recipes
+from robustgen.training.train import list_recipes
 
 
 @pytest.mark.parametrize("kind", sorted(catalog.KINDS))

@@ -22,8 +22,8 @@ from robustgen import catalog, engine
 from robustgen.cards import bundled_cards
 from robustgen.cli import _run
 from robustgen.errors import AttackError
-from robustgen.recipe import load_recipe
-from robustgen.train import TrainResult
+from robustgen.training.recipe import load_recipe
+from robustgen.training.train import TrainResult
 from robustgen.witnesses import read_witnesses
 from tests.helpers import ROOT, make_linear
 from tests.training_helpers import write_recipe

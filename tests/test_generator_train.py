@@ -27,7 +27,7 @@ from robustgen.generator.samplers import Heun
 from robustgen.generator.train import train_generator
 from robustgen.generator.trainer import GeneratorTrainer, learning_rate, make_objective
 from robustgen.ranks import Ranks
-from robustgen.training_data import TrainingData
+from robustgen.training.data import TrainingData
 from tests.generator_helpers import tiny_recipe, write_images
 from tests.helpers import ROOT, assert_global_rng_untouched
 

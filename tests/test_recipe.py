@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from robustgen.adversarial_training import FastAdversarial, PgdAdversarial
 from robustgen.errors import ArtifactError, SpecError
-from robustgen.recipe import Recipe, list_recipes, load_recipe, parse_duration
+from robustgen.training.method import make_method
+from robustgen.training.methods.pgd_at import PgdAdversarial
+from robustgen.training.recipe import Recipe, list_recipes, load_recipe, parse_duration
 from tests.training_helpers import write_recipe
 
 
@@ -55,7 +57,7 @@ def test_methods() -> None:
     method = load_recipe("fmnist-at").training.make_method()
     assert isinstance(method, PgdAdversarial)
     assert (method.steps, method.rel_step) == (3, 0.4)
-    fast = FastAdversarial.make(method.threat, 0.0, None, None)
+    fast: Any = make_method("fgsm-rs", threat=method.threat, label_smoothing=0.0, options={})
     assert (fast.steps, fast.rel_step, fast.guarded) == (1, 1.25, True)
 
 
@@ -75,8 +77,12 @@ def test_methods() -> None:
         ("batch_size = 16", "batch_size = 1", r"training\.batch_size must be a whole number >= 2"),
         ('"adamw"', '"adam"', r"unknown training\.optimizer 'adam'; did you mean 'adamw'"),
         ('"standard"', '"pgd-att"', r"unknown training\.method 'pgd-att'; did you mean 'pgd-at'"),
-        ('"standard"', '"pgd-at"', r"training\.threat: adversarial training needs a threat model"),
-        ('"standard"', '"standard"\nsteps = 3', r"training\.steps: method 'standard' attacks nothing"),
+        ('"standard"', '"pgd-at"', r"training\.threat: method 'pgd-at' needs a threat model"),
+        (
+            '"standard"',
+            '"standard"\nsteps = 3',
+            r"training\.steps: method 'standard' has no such option, nor any other",
+        ),
         (
             '"standard"',
             '"fgsm-rs"\nthreat = "linf:0.1"\nsteps = 3',

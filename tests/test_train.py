@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from robustgen import train as train_module
-from robustgen.adversarial_training import pgd_accuracy
 from robustgen.cards import Card
 from robustgen.classifiers import load_classifier
 from robustgen.errors import RecordError, RobustgenError, SpecError
-from robustgen.recipe import Recipe, load_recipe
 from robustgen.threat import ThreatModel
-from robustgen.train import TrainResult, train
-from robustgen.trainer import Trainer, learning_rate
-from robustgen.training_data import TrainingData
+from robustgen.training import train as train_module
+from robustgen.training.data import TrainingData
+from robustgen.training.measure import pgd_accuracy
+from robustgen.training.recipe import Recipe, load_recipe
+from robustgen.training.train import TrainResult, train
+from robustgen.training.trainer import Trainer, learning_rate
 from tests.helpers import assert_global_rng_untouched
 from tests.training_helpers import Interrupted, interrupt_after, with_training, write_recipe
 
@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    """Standard training on the toy data: 2 epochs of 10 steps."""
+    """Standard training on the toy data: 2 epochs of 13 steps."""
     return load_recipe(write_recipe(tmp_path))
 
 
@@ -104,7 +104,7 @@ def test_adversarial_training_is_robust(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("steps", [4, 10, 13])
+@pytest.mark.parametrize("steps", [4, 13, 17])
 def test_resume(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, steps: int) -> None:
     """Interrupted in an epoch or between two, the same command ends with the weights of an uninterrupted run."""
     recipe = with_training(recipe, **METHODS[method])
@@ -116,7 +116,7 @@ def test_resume(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             train(recipe, out=tmp_path / "cut")
     assert not (tmp_path / "cut" / "tiny.safetensors").exists()
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 20 - steps)  # nothing is done twice: the remaining steps are enough
+        interrupt_after(patch, 26 - steps)  # nothing is done twice: the remaining steps are enough
         cut = train(recipe, out=tmp_path / "cut")
     assert same(weights(whole.out), weights(cut.out))
     assert same(weights(whole.out, "tiny-last"), weights(cut.out, "tiny-last"))
@@ -149,7 +149,7 @@ def test_budget(recipe: Recipe, tmp_path: Path) -> None:
     assert result.weights is None
     assert not (tmp_path / "out" / "tiny.safetensors").exists()
     log = (tmp_path / "out" / "train.log").read_text(encoding="utf-8")
-    assert "the budget is used after step 1 of 20; the same command goes on." in log
+    assert "the budget is used after step 1 of 26; the same command goes on." in log
     assert train(recipe, out=tmp_path / "out").finished
     assert "goes on after step 1" in (tmp_path / "out" / "train.log").read_text(encoding="utf-8")
 
@@ -235,10 +235,10 @@ def test_normalisation(recipe: Recipe, tmp_path: Path) -> None:
 def test_guard_falls_back(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a simulated collapse the weights are the last good ones, and the attack has two steps from then on."""
     trainer = make_trainer(with_training(recipe, **METHODS["fgsm-rs"]))
-    monkeypatch.setattr("robustgen.trainer.GUARD_STEPS", 2)
-    monkeypatch.setattr("robustgen.trainer.fgsm_accuracy", lambda *_: 0.9)
+    monkeypatch.setattr("robustgen.training.trainer.GUARD_STEPS", 2)
+    monkeypatch.setattr("robustgen.training.trainer.fgsm_accuracy", lambda *_: 0.9)
     accuracies = iter([0.8, 0.1, 0.8])
-    monkeypatch.setattr("robustgen.trainer.pgd_accuracy", lambda *_, **__: next(accuracies))
+    monkeypatch.setattr("robustgen.training.trainer.pgd_accuracy", lambda *_, **__: next(accuracies))
     for _ in range(2):
         trainer.step()
     assert trainer.guard() is None
@@ -260,12 +260,12 @@ def test_guard_falls_back(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> No
 def test_guard_in_a_run(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A collapse is in the log and in the metrics, and the run ends with all its epochs."""
     verdicts = iter([False, True])
-    monkeypatch.setattr("robustgen.trainer.has_collapsed", lambda *_: next(verdicts, False))
+    monkeypatch.setattr("robustgen.training.trainer.has_collapsed", lambda *_: next(verdicts, False))
     result = train(with_training(recipe, **METHODS["fgsm-rs"]), out=tmp_path / "out")
     (event,) = lines(result, "fallback")
-    assert (event["step"], event["back_to_step"], event["attack_steps"]) == (20, 10, 2)
+    assert (event["step"], event["back_to_step"], event["attack_steps"]) == (26, 13, 2)
     assert [(line["epoch"], line["attack_steps"]) for line in lines(result)] == [(1, 1), (2, 2)]
-    assert "catastrophic overfitting at step 20" in (result.out / "train.log").read_text(encoding="utf-8")
+    assert "catastrophic overfitting at step 26" in (result.out / "train.log").read_text(encoding="utf-8")
 
 
 def test_standard_is_not_guarded(recipe: Recipe) -> None:
@@ -277,7 +277,7 @@ def test_standard_is_not_guarded(recipe: Recipe) -> None:
 def test_best_and_last(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The classifier is the best epoch's, and the last epoch's weights are kept beside it."""
     scores = iter([0.9, 0.2])
-    monkeypatch.setattr("robustgen.trainer.clean_accuracy", lambda *_: next(scores))
+    monkeypatch.setattr("robustgen.training.trainer.clean_accuracy", lambda *_: next(scores))
     result = train(recipe, out=tmp_path / "out")
     assert result.best_epoch == 1
     assert not same(weights(result.out), weights(result.out, "tiny-last"))

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from robustgen.recipe import Recipe
-from robustgen.trainer import Trainer
+from robustgen.training.recipe import Recipe
+from robustgen.training.trainer import Trainer
 
 RECIPE = """
 name = "tiny"

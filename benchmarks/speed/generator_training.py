@@ -24,7 +24,7 @@ from robustgen.generator.recipe import load_generator_recipe
 from robustgen.generator.trainer import GeneratorTrainer
 from robustgen.precision import has_bfloat16
 from robustgen.ranks import Ranks
-from robustgen.training_data import TrainingData
+from robustgen.training.data import TrainingData
 
 STEPS = 12  # a side and pair
 PAIRS = 5

@@ -69,6 +69,19 @@ class GeneratorCard:
     def __post_init__(self) -> None:
         check_fields(self, "", _RULES)
 
+    @property
+    def trained_on(self) -> dict[str, Any] | None:
+        """Which real images the weights have seen: data, split, images, held_out; None where that is not known."""
+        training = self.training
+        if self.data is None or not {"split", "training_images", "held_out_images"} <= training.keys():
+            return None
+        return {
+            "data": self.data,
+            "split": training["split"],
+            "images": training["training_images"],
+            "held_out": training["held_out_images"],
+        }
+
     @classmethod
     def load(cls, path: Path) -> GeneratorCard:
         """Read and check a card file.

@@ -18,8 +18,9 @@ from robustgen.errors import RobustgenError, SpecError
 from robustgen.nets import build_network
 from robustgen.precision import has_bfloat16
 from robustgen.progress import Progress, Silent
+from robustgen.rng import generator_for
 from robustgen.statistics import Estimate, proportion
-from robustgen.training_data import AUGMENTATIONS, generator_for
+from robustgen.training.augment import AUGMENTATIONS
 
 __all__ = ["CasResult", "CasSettings", "classification_accuracy_score"]
 
@@ -40,7 +41,7 @@ class CasSettings:
         weight_decay: of AdamW.
         label_smoothing: of the cross-entropy.
         widths, depths, stem_stride: of `robustgen.nets.SmallResNet`.
-        augment: names in `robustgen.training_data.AUGMENTATIONS`.
+        augment: names in `robustgen.training.augment.AUGMENTATIONS`.
         seed: of weights, order and augmentation.
     """
 

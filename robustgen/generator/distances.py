@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustgen.errors import SpecError
-from robustgen.training_data import generator_for
+from robustgen.rng import generator_for
 
 __all__ = [
     "Measured",

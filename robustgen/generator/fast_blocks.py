@@ -31,8 +31,8 @@ def use_fast_blocks(network: nn.Module) -> nn.Module:
     return network
 
 
-def _is_plain_resnet(block: ResnetBlock2D) -> bool:
-    return (
+def _is_plain_resnet(block: Any) -> bool:
+    return bool(
         block.time_embedding_norm == "default"
         and block.time_emb_proj is not None
         and not block.skip_time_act
@@ -43,8 +43,8 @@ def _is_plain_resnet(block: ResnetBlock2D) -> bool:
     )
 
 
-def _is_plain_upsample(block: Upsample2D) -> bool:
-    return block.use_conv and not block.use_conv_transpose and block.norm is None and block.name == "conv"
+def _is_plain_upsample(block: Any) -> bool:
+    return bool(block.use_conv and not block.use_conv_transpose and block.norm is None and block.name == "conv")
 
 
 class ResnetBlock(ResnetBlock2D):
@@ -52,7 +52,8 @@ class ResnetBlock(ResnetBlock2D):
 
     def forward(self, input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(B, C, H, W), (B, E) -> (B, C', H, W)."""
-        hidden = self.conv1(F.silu(self.norm1(input_tensor)))
+        assert self.time_emb_proj is not None  # checked before the block was swapped
+        hidden: Tensor = self.conv1(F.silu(self.norm1(input_tensor)))
         hidden = hidden + self.time_emb_proj(F.silu(temb))[:, :, None, None]
         hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
         if self.conv_shortcut is not None:
@@ -105,7 +106,8 @@ class _ChannelsLastNorm(torch.autograd.Function):
         b = torch.addcmul(bias.float().view(groups, -1), first, a, value=-1)
         ab = torch.stack((a, b)).to(x.dtype).view(2, n, c, 1, 1)
         ctx.save_for_backward(x, per_group, first, scale, ab)
-        return torch.addcmul(ab[1], x, ab[0])
+        out: Tensor = torch.addcmul(ab[1], x, ab[0])
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
@@ -136,4 +138,5 @@ def _line_sums(x: Tensor, groups: int) -> Tensor:
     """
     x = x.permute(0, 2, 3, 1)
     lines = torch.stack((x.sum(2), (x * x).sum(2)))
-    return lines.sum(2, dtype=torch.float32).unflatten(2, (groups, -1))
+    sums: Tensor = lines.sum(2, dtype=torch.float32).unflatten(2, (groups, -1))
+    return sums

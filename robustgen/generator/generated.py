@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from robustgen.data import Dataset
 from robustgen.errors import ArtifactError, SpecError
 from robustgen.usercode import first_line
 
-__all__ = ["read_generated", "read_images"]
+__all__ = ["map_generated", "read_generated", "read_images"]
 
 
 def read_images(dataset: Dataset) -> Tensor:
@@ -33,6 +34,19 @@ def read_generated(path: Path) -> tuple[Tensor, Tensor | None]:
         ArtifactError: the file is missing or cannot be read.
         SpecError: it holds something else.
     """
+    image, label, _ = map_generated(path)
+    return torch.from_numpy(np.array(image)), label
+
+
+def map_generated(path: Path) -> tuple[npt.NDArray[np.uint8], Tensor | None, dict[str, Any]]:
+    """The same with the images left on the disk, where the file is not compressed; and what it says of its origin.
+
+    Returns:
+        the images as an array that is read when asked, labels or None, and the provenance, empty where there is none.
+
+    Raises:
+        as `read_generated`.
+    """
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
@@ -40,11 +54,37 @@ def read_generated(path: Path) -> tuple[Tensor, Tensor | None]:
                 raise SpecError(f"{path}: one bare array; save it with np.savez(FILE, image=..., label=...).")
             if "image" not in file:
                 raise SpecError(f"{path}: lacks the array 'image'; it holds {', '.join(file) or 'nothing'}.")
-            image, label = file["image"], file.get("label")
+            mapped = _mapped(path, "image.npy")
+            image, label = file["image"] if mapped is None else mapped, file.get("label")
+            said = json.loads(str(file["provenance"])) if "provenance" in file else {}
     except FileNotFoundError:
         raise ArtifactError(f"{path}: there is no such file.") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"{path}: cannot be read as an .npz of plain arrays: {first_line(error)}.") from error
+    image = _checked(path, image)
+    provenance = said if isinstance(said, dict) else {}
+    return image, None if label is None else _labels(path, label, len(image)), provenance
+
+
+def _mapped(path: Path, member: str) -> npt.NDArray[Any] | None:
+    """A member of an .npz as a memory map; None where it is compressed, or in Fortran order."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+        entry = archive.getinfo(member)
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return None
+        stream.seek(entry.header_offset + 26)  # two lengths of the local header, whose extra field is its own
+        name, extra = (int.from_bytes(stream.read(2), "little") for _ in range(2))
+        stream.seek(entry.header_offset + 30 + name + extra)
+        if np.lib.format.read_magic(stream) != (1, 0):
+            return None
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        if fortran or dtype.hasobject:
+            return None
+        return np.memmap(path, dtype=dtype, mode="r", offset=stream.tell(), shape=shape)
+
+
+def _checked(path: Path, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """(N, H, W, C) uint8, or an error that says what to do."""
     if image.dtype != np.uint8:
         advice = ": save round(255 x) of images x in [0, 1]" if image.dtype.kind == "f" else ""
         raise SpecError(f"{path}: image must be uint8 in 0 .. 255, got {image.dtype}{advice}.")
@@ -55,7 +95,7 @@ def read_generated(path: Path) -> tuple[Tensor, Tensor | None]:
         turned = image.shape[1] in (1, 3)
         advice = "looks like (N, C, H, W); use transpose(0, 2, 3, 1)" if turned else "must have 1 or 3 channels, last"
         raise SpecError(f"{path}: image {advice}, got {image.shape}.")
-    return torch.from_numpy(image), None if label is None else _labels(path, label, len(image))
+    return image
 
 
 def _labels(path: Path, label: npt.NDArray[Any], n: int) -> Tensor | None:

@@ -35,8 +35,8 @@ from robustgen.generator.memorisation import (
 )
 from robustgen.generator.neighbours import NeighbourStatistics, neighbour_statistics
 from robustgen.progress import Progress, Silent
+from robustgen.rng import generator_for
 from robustgen.statistics import Estimate, proportion
-from robustgen.training_data import generator_for
 
 __all__ = ["CasComparison", "FeatureTable", "JudgeOptions", "Judgement", "Row", "judge", "read_generated"]
 

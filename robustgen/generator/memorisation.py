@@ -18,8 +18,8 @@ from torch import Tensor
 from robustgen.errors import SpecError
 from robustgen.generator.neighbours import blocks_of_distances, nearest
 from robustgen.progress import Progress, Silent
+from robustgen.rng import generator_for
 from robustgen.statistics import Estimate, proportion
-from robustgen.training_data import generator_for
 
 __all__ = [
     "Memorisation",

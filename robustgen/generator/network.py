@@ -175,4 +175,4 @@ def low_precision_copy(network: nn.Module) -> nn.Module:
     """A bfloat16 copy to compute with, on a CPU channels last; the original keeps the weights that count."""
     on_cpu = next(network.parameters()).device.type == "cpu"
     layout = torch.channels_last if on_cpu else torch.preserve_format
-    return copy.deepcopy(network).to(torch.bfloat16, memory_format=layout)
+    return copy.deepcopy(network).to(torch.bfloat16).to(memory_format=layout)

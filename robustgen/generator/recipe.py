@@ -11,6 +11,7 @@ from typing import Any, Literal
 from robustgen.errors import SpecError
 from robustgen.fields import (
     FILE_NAME,
+    NOT_NEGATIVE,
     POSITIVE,
     SEED,
     SHARE,
@@ -50,11 +51,13 @@ class DataSettings:
     Args:
         name: as for `robustgen.data.load_data`.
         validation: number of training images held out.
+        images: how many of the others are trained on; None for all.
         conditional: whether the network is told the class.
     """
 
     name: str
     validation: int = 1024
+    images: int | None = None
     conditional: bool = True
 
     def __post_init__(self) -> None:
@@ -205,6 +208,7 @@ _RULES: dict[str, Rule] = {
     "seed": SEED,
     "data.name": TEXT,
     "data.validation": WHOLE,
+    "data.images": (or_none(WHOLE[0]), "a whole number >= 1"),
     "data.conditional": _flag,
     "objective.kind": one_of("edm", "ddpm"),
     "objective.sigma_data": (or_none(POSITIVE[0]), "a number above 0"),
@@ -218,7 +222,7 @@ _RULES: dict[str, Rule] = {
     "training.batch_size": WHOLE,
     "training.optimizer": one_of("adam", "adamw"),
     "training.lr": POSITIVE,
-    "training.weight_decay": (number(0, math.inf), "a number >= 0"),
+    "training.weight_decay": NOT_NEGATIVE,
     "training.warmup": SEED,
     "training.schedule": one_of("cosine", "constant"),
     "training.clip": (or_none(POSITIVE[0]), "a number above 0"),

@@ -142,7 +142,7 @@ def _provenance(generator: Generator, sampler: Sampler, spec: SampleSpec) -> dic
         if generator.card is None
         else generator.card.name,  # no path of this machine
         "weights_sha256": generator.sha256,
-        "trained_on": None if generator.card is None else generator.card.data,
+        "trained_on": None if generator.card is None else generator.card.trained_on,
         "sampler": {"name": type(sampler).__name__, **_plain(asdict(sampler))},  # type: ignore[call-overload]
         "precision": generator.precision,
         **asdict(spec),

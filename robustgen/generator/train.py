@@ -20,9 +20,9 @@ from robustgen.generator.recipe import GeneratorRecipe, load_generator_recipe
 from robustgen.generator.trainer import BANDS, GeneratorTrainer, make_objective
 from robustgen.progress import Progress, Silent
 from robustgen.ranks import Ranks
-from robustgen.trainer import resolve_precision
-from robustgen.training_data import TrainingData
-from robustgen.training_folder import CHECKPOINT_SECONDS, TrainingFolder, in_words
+from robustgen.training.data import TrainingData
+from robustgen.training.folder import CHECKPOINT_SECONDS, TrainingFolder, in_words, make_folder
+from robustgen.training.trainer import resolve_precision
 
 __all__ = ["GeneratorResult", "train_generator"]
 
@@ -97,7 +97,8 @@ def train_generator(
     begun, ranks = time.monotonic(), ranks or Ranks()
     recipe = recipe if isinstance(recipe, GeneratorRecipe) else load_generator_recipe(recipe)
     where = pick_device(device)
-    folder = _make_folder(Path(out), recipe, progress or Silent(), ranks)
+    names = tuple(f"{recipe.name}.{kind}" for kind in ("safetensors", "json", "png"))
+    folder = make_folder(Path(out), recipe, GeneratorRecipe.from_dict, progress or Silent(), names, ranks)
     data = _load_images(recipe, data_dir)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if where.type == "cuda" else []):
         checkpoint = folder.read_checkpoint()
@@ -124,22 +125,12 @@ def train_generator(
     )
 
 
-def _make_folder(out: Path, recipe: GeneratorRecipe, progress: Progress, ranks: Ranks) -> TrainingFolder:
-    """The folder; rank 0 makes it, and reports when it cannot, before the others look into it."""
-    results = tuple(f"{recipe.name}.{kind}" for kind in ("safetensors", "json", "png"))
-    if not ranks.first:
-        ranks.gather(0)
-    folder = TrainingFolder(out, recipe, GeneratorRecipe.from_dict, progress, results)
-    if ranks.first:
-        ranks.gather(0)
-    return folder
-
-
 def _load_images(recipe: GeneratorRecipe, data_dir: Path | None) -> TrainingData:
     return TrainingData.load(
         recipe.data.name,
         data_dir=data_dir,
         validation=recipe.data.validation,
+        images=recipe.data.images,
         seed=recipe.seed,
         batch_size=recipe.training.batch_size,
         augment=(),
@@ -239,6 +230,8 @@ def _write_generator(trainer: GeneratorTrainer, folder: Path, validation_loss: f
             "images": recipe.training.images,
             "training_images": len(trainer.data.x),
             "held_out": trainer.data.validation,
+            "held_out_images": len(trainer.data.x_validation),
+            "split": "train",
             "seconds": round(trainer.at.seconds),
             "precision": trainer.precision,
             "device": str(trainer.device),

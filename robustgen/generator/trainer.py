@@ -18,7 +18,8 @@ from robustgen.generator.network import Unet, low_precision_copy, prepare_for
 from robustgen.generator.objective import DdpmObjective, EdmObjective, Objective
 from robustgen.generator.recipe import GeneratorRecipe, TrainingSettings
 from robustgen.ranks import Ranks
-from robustgen.training_data import TrainingData, generator_for
+from robustgen.rng import generator_for
+from robustgen.training.data import TrainingData
 
 __all__ = ["BANDS", "GeneratorTrainer", "learning_rate", "make_objective"]
 

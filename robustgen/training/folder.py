@@ -15,8 +15,9 @@ import torch
 from robustgen import durable
 from robustgen.errors import RecordError, RobustgenError, SpecError
 from robustgen.progress import Progress
+from robustgen.ranks import Ranks
 
-__all__ = ["CHECKPOINT_SECONDS", "AnyRecipe", "TrainingFolder", "in_words"]
+__all__ = ["CHECKPOINT_SECONDS", "AnyRecipe", "TrainingFolder", "in_words", "make_folder"]
 
 CHECKPOINT_SECONDS = 120.0  # between two checkpoints, at most
 
@@ -124,6 +125,23 @@ class TrainingFolder:
             raise RobustgenError(
                 f"{self.path} cannot be written: {error.strerror}; the last checkpoint is kept."
             ) from error
+
+
+def make_folder(
+    out: Path,
+    recipe: AnyRecipe,
+    read_recipe: Callable[[Mapping[str, Any]], AnyRecipe],
+    progress: Progress,
+    results: tuple[str, ...],
+    ranks: Ranks,
+) -> TrainingFolder:
+    """The folder; rank 0 makes it, and reports when it cannot, before the others look into it."""
+    if not ranks.first:
+        ranks.gather(0)
+    folder = TrainingFolder(out, recipe, read_recipe, progress, results)
+    if ranks.first:
+        ranks.gather(0)
+    return folder
 
 
 def in_words(seconds: float) -> str:

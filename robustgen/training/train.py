@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_safetensors
 
-from robustgen.adversarial_training import clean_accuracy, pgd_accuracy
 from robustgen.cards import Card
 from robustgen.classifiers import Classifier
 from robustgen.environment import pick_device
+from robustgen.errors import RecordError
 from robustgen.fields import parse_duration
 from robustgen.nets import build_network
 from robustgen.progress import Progress, Silent
-from robustgen.recipe import Recipe, list_recipes, load_recipe
-from robustgen.trainer import Trainer, resolve_precision
-from robustgen.training_data import TrainingData
-from robustgen.training_folder import CHECKPOINT_SECONDS, TrainingFolder, in_words
+from robustgen.ranks import Ranks
+from robustgen.training.data import TrainingData
+from robustgen.training.folder import CHECKPOINT_SECONDS, TrainingFolder, in_words, make_folder
+from robustgen.training.generated import GeneratedSource, load_sources
+from robustgen.training.measure import clean_accuracy, pgd_accuracy
+from robustgen.training.recipe import Recipe, list_recipes, load_recipe
+from robustgen.training.trainer import Trainer, resolve_precision
 
 __all__ = ["TrainResult", "list_recipes", "load_recipe", "parse_duration", "train"]
 
@@ -77,6 +80,7 @@ def train(
     device: str = "auto",
     budget_seconds: float | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainResult:
     """Train a classifier, or go on with a training that was interrupted.
 
@@ -90,32 +94,26 @@ def train(
         device: "auto", "cpu", "cuda" or "mps".
         budget_seconds: stop after the step in which this call has taken so long; None for no limit.
         progress: told of every step.
+        ranks: the processes that share the batch; None for this one alone.
 
     Raises:
-        SpecError: the recipe is wrong or does not fit the data, or `out` cannot be written.
+        SpecError: the recipe is wrong or does not fit the data or the generated images, or `out` cannot be written.
         ArtifactError: the data is missing.
         RecordError: `out` holds another training or other files.
         RobustgenError: the loss is not finite, or the disk is full.
     """
-    begun = time.monotonic()
+    begun, ranks = time.monotonic(), ranks or Ranks()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     where = pick_device(device)
-    folder = TrainingFolder(
-        Path(out), recipe, Recipe.from_dict, progress or Silent(), (f"{recipe.name}.safetensors", f"{recipe.name}.json")
-    )
-    data = TrainingData.load(
-        recipe.data.name,
-        data_dir=data_dir,
-        validation=recipe.data.validation,
-        seed=recipe.seed,
-        batch_size=recipe.training.batch_size,
-        augment=recipe.training.augment,
-    )
+    data = _load_images(recipe, data_dir)
+    names = (f"{recipe.name}.safetensors", f"{recipe.name}.json")
+    folder = make_folder(Path(out), recipe, Recipe.from_dict, progress or Silent(), names, ranks)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if where.type == "cuda" else []):
         checkpoint = folder.read_checkpoint()
         precision = checkpoint["precision"] if checkpoint else resolve_precision(recipe.training.precision, where)
-        trainer = Trainer(recipe, data, where, precision)
+        trainer = Trainer(recipe, data, where, precision, ranks)
         if checkpoint:
+            _check_generated(data.generated, checkpoint["generated"], folder)
             trainer.load_state(checkpoint)
         _open(trainer, folder)
         deadline = None if budget_seconds is None else begun + budget_seconds
@@ -127,39 +125,64 @@ def train(
             epochs=trainer.epoch,
             seconds=time.monotonic() - begun,
         )
-        return _write_result(result, trainer, folder) if trainer.at.finished else result
+        return _write_result(result, trainer, folder) if trainer.at.finished and ranks.first else result
+
+
+def _load_images(recipe: Recipe, data_dir: Path | None) -> TrainingData:
+    generated = recipe.generated
+    return TrainingData.load(
+        recipe.data.name,
+        data_dir=data_dir,
+        validation=recipe.data.validation,
+        images=recipe.data.images,
+        seed=recipe.seed,
+        batch_size=recipe.training.batch_size,
+        augment=recipe.training.augment,
+        generated=() if generated is None else load_sources(generated.shares, labels=generated.labels),
+    )
+
+
+def _check_generated(sources: tuple[GeneratedSource, ...], held: list[str], folder: TrainingFolder) -> None:
+    """Refuse to go on with files that are not those the training began with."""
+    for source, digest in zip(sources, held, strict=True):
+        if source.sha256 != digest:
+            raise RecordError(
+                f"{source.path} is not the file that {folder.path} began with (sha256 {source.sha256[:12]} here, "
+                f"{digest[:12]} there). Name another folder."
+            )
 
 
 def _run(trainer: Trainer, folder: TrainingFolder, deadline: float | None) -> None:
     """Steps until the end or the deadline, with a checkpoint at every epoch's end and every two minutes."""
-    at, session = trainer.at, _Session(trainer)
+    at, session, first = trainer.at, _Session(trainer), trainer.ranks.first
     saved = ticked = time.monotonic()
     folder.progress.start(trainer.recipe.name, trainer.total)
-    while not at.finished:
+    while at.step < trainer.total:
         loss = trainer.step()
         event = trainer.guard()
         now = time.monotonic()
         at.seconds, ticked = at.seconds + now - ticked, now
-        if event:
+        if not event and trainer.at_epoch_end:
+            event = _epoch_line(trainer, trainer.finish_epoch())
+        if event and first:
             folder.note(event)
             folder.write_metrics(at.history)
-        elif trainer.at_epoch_end:
-            line = trainer.finish_epoch()
-            folder.note(_epoch_line(trainer, line))
-            folder.write_metrics(at.history)
-        over = deadline is not None and now >= deadline
-        if trainer.at_epoch_end or over or now - saved >= CHECKPOINT_SECONDS:
+        over = deadline is not None and trainer.ranks.from_first(now >= deadline)
+        if first and (over or at.finished or now - saved >= CHECKPOINT_SECONDS):
             folder.write_checkpoint(trainer.state())
             saved = ticked = time.monotonic()
         folder.progress.advance(at.step, session.describe(loss))
-        if over and not at.finished:
+        if over and not at.finished and first:
             folder.note(f"the budget is used after step {at.step} of {trainer.total}; the same command goes on.")
+        if over:
             return
 
 
 def _open(trainer: Trainer, folder: TrainingFolder) -> None:
     """Say where the training starts, and bring the metrics into line with it."""
     at = trainer.at
+    if not trainer.ranks.first:
+        return
     folder.write_metrics(at.history)
     if at.finished:
         folder.note(f"{trainer.recipe.name} is trained already; its files are written again.")
@@ -168,8 +191,18 @@ def _open(trainer: Trainer, folder: TrainingFolder) -> None:
     threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
     folder.note(
         f"{trainer.recipe.name} {begins}: {trainer.total} steps in {trainer.settings.epochs} epochs, "
-        f"{len(trainer.data.x)} images, {trainer.precision} on {trainer.device}{threads}."
+        f"{_images(trainer.data)}, {trainer.precision} on {trainer.device}{threads}."
     )
+
+
+def _images(data: TrainingData) -> str:
+    """What is trained on, in words."""
+    parts = [f"{data.batch_size - sum(data.generated_rows)} a step of {len(data.x)} images"]
+    parts += [
+        f"{rows} a step of {len(source)} generated ones ({source.path.name})"
+        for rows, source in zip(data.generated_rows, data.generated, strict=True)
+    ]
+    return ", ".join(parts)
 
 
 class _Session:
@@ -253,9 +286,9 @@ def _card(trainer: Trainer, digest: str) -> Card:
 
 
 def _epoch_line(trainer: Trainer, line: dict[str, Any]) -> str:
-    robust = "" if line["pgd_accuracy"] is None else f", PGD {line['pgd_accuracy']:.1%}"
+    clean = "" if line["clean_accuracy"] is None else f"validation clean {line['clean_accuracy']:.1%}, "
+    robust = "" if line["pgd_accuracy"] is None else f"PGD {line['pgd_accuracy']:.1%}, "
     return (
-        f"epoch {line['epoch']}/{trainer.settings.epochs}: loss {line['loss']:.4f}, "
-        f"validation clean {line['clean_accuracy']:.1%}{robust}, "
+        f"epoch {line['epoch']}/{trainer.settings.epochs}: loss {line['loss']:.4f}, {clean}{robust}"
         f"{line['seconds']:.1f} s, {line['images_per_second']:,.0f} images/s"
     )

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from robustgen.adversarial_training import clean_accuracy, fgsm_accuracy, has_collapsed, measuring, pgd_accuracy
 from robustgen.errors import RobustgenError, SpecError
 from robustgen.nets import build_network, input_layer
 from robustgen.precision import has_bfloat16
-from robustgen.recipe import Recipe, TrainingSettings
-from robustgen.rng import ExampleRng
-from robustgen.training_data import TrainingData, generator_for
+from robustgen.ranks import Ranks
+from robustgen.rng import ExampleRng, generator_for
+from robustgen.training.awp import adversarial_weights
+from robustgen.training.data import TrainingData
+from robustgen.training.measure import clean_accuracy, fgsm_accuracy, has_collapsed, measuring, pgd_accuracy
+from robustgen.training.method import Attacked
+from robustgen.training.recipe import Recipe, TrainingSettings
 
 __all__ = ["Accuracy", "Trainer", "TrainingModel", "learning_rate", "resolve_precision"]
 
@@ -25,6 +29,7 @@ GUARD_STEPS = 50  # between two looks at one-step against multi-step accuracy; a
 GUARD_IMAGES = 256
 GUARD_PGD_STEPS = 10
 GUARD_MOST_STEPS = 5  # an attack of that many steps needs no guard
+_ONE_CYCLE_START = 1 / 25  # of the highest learning rate, as torch's OneCycleLR has it
 _HEALTHY_SHARE = 0.8  # only a state with this share of the best PGD accuracy is kept to go back to
 
 
@@ -53,15 +58,17 @@ class TrainingModel(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Shares of the validation images classified correctly: as they are, and under PGD (None without a threat)."""
+    """Shares of the validation images classified correctly: as they are, and under PGD; None where not measured."""
 
-    clean: float
+    clean: float | None
     pgd: float | None
 
     @property
     def score(self) -> float:
         """What the best epoch is chosen by: robustness where it was trained for."""
-        return self.clean if self.pgd is None else self.pgd
+        chosen = self.clean if self.pgd is None else self.pgd
+        assert chosen is not None  # asked only where it was measured
+        return chosen
 
 
 @dataclass(kw_only=True)
@@ -86,12 +93,19 @@ def resolve_precision(request: str, device: torch.device) -> str:
 
 
 def learning_rate(settings: TrainingSettings, step: int, total: int) -> float:
-    """The learning rate of one step: linear warm-up, then the schedule down to 0."""
+    """The learning rate of one step: up over the warm-up, then by the schedule."""
     warm = round(settings.warmup * total)
     if step < warm:
-        return settings.lr * (step + 1) / warm
+        rising = (step + 1) / warm
+        if settings.schedule == "one-cycle":
+            rising = _ONE_CYCLE_START + (1 - _ONE_CYCLE_START) * 0.5 * (1 - math.cos(math.pi * rising))
+        return settings.lr * rising
     share = (step - warm) / max(1, total - warm)
-    factor = {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share)), "constant": 1.0}
+    falling = 0.5 * (1 + math.cos(math.pi * share))
+    passed = sum(step >= milestone * total for milestone in settings.milestones)
+    factor = {
+        "linear": 1 - share, "cosine": falling, "one-cycle": falling, "piecewise": 0.1**passed, "constant": 1.0
+    }  # fmt: skip
     return settings.lr * factor[settings.schedule]
 
 
@@ -104,10 +118,16 @@ class Trainer:
     The weights that count are an exponential moving average. Batch norm's running statistics are averaged with them,
     rather than measured again afterwards: they then belong to the attacked images that the weights were trained on, and
     a resumed training needs no extra pass over the data.
+
+    With several ranks each attacks its own part of the batch, with batch norm over that part; gradients and running
+    statistics are averaged after every step, so that all ranks hold the same network.
     """
 
-    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device, precision: str) -> None:
+    def __init__(
+        self, recipe: Recipe, data: TrainingData, device: torch.device, precision: str, ranks: Ranks | None = None
+    ) -> None:
         self.recipe, self.data, self.device, self.precision = recipe, data, device, precision
+        self.ranks = ranks or Ranks()
         self.settings = recipe.training
         self.method = recipe.training.make_method()
         torch.manual_seed(recipe.seed)
@@ -145,26 +165,59 @@ class Trainer:
             RobustgenError: the loss is not finite.
         """
         step, epoch = self.at.step, self.epoch
-        rows = self._rows(epoch, step)
-        x, y = (part.to(self.device) for part in self.data.batch(rows, epoch, step))
+        rows, x, y = self._batch(epoch, step)
         torch.manual_seed(generator_for(self.recipe.seed, "layers", step).initial_seed())  # for dropout and its like
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, step, self.total)
         self.model.train()
-        rng = ExampleRng.of(self.recipe.seed, rows, torch.full_like(rows, epoch))
-        loss = self.method.loss(self.model, x, y, rng)
-        value = float(loss.detach())
+        rng = ExampleRng.of(self.recipe.seed, rows, torch.full_like(rows, step))
+        self.optimizer.zero_grad()
+        value = self._backward(x, y, self.method.attack(self.model, x, y, rng))
         if not math.isfinite(value):
             raise RobustgenError(
                 f"{self.recipe.name}: the loss is {value} in epoch {epoch + 1}, step {step + 1}; lower training.lr."
             )
-        self.optimizer.zero_grad()
-        loss.backward()
+        self._average_over_ranks()
         self.optimizer.step()
         self.average.update_parameters(self.model)
         self.at.step += 1
         self.at.loss_sum += value
         return value
+
+    def _batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, images and labels of this rank: augmented as a whole batch, then cut."""
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, self.data.order(epoch)
+        rows = self.data.rows(epoch, step % self.data.steps_per_epoch, self._order[1])
+        x, y = self.data.batch(rows, epoch, step)
+        size, ranks = len(rows), self.ranks
+        mine = slice(ranks.rank * size // ranks.size, (ranks.rank + 1) * size // ranks.size)
+        return rows[mine], x[mine].to(self.device), y[mine].to(self.device)
+
+    def _backward(self, x: Tensor, y: Tensor, attacked: Attacked) -> float:
+        """Gradients of the loss, at perturbed weights where the recipe asks for it; returns the loss over all ranks."""
+        share = len(x) * self.ranks.size / self.data.batch_size
+        if self.settings.awp:
+            attacked = replace(attacked, clean=None)  # its graph belongs to the weights as they are
+            with adversarial_weights(
+                self.model, lambda: self.method.loss(self.model, x, y, attacked), self.settings.awp
+            ):
+                loss = self.method.loss(self.model, x, y, attacked)
+                (loss * share).backward()
+        else:
+            loss = self.method.loss(self.model, x, y, attacked)
+            (loss * share).backward()
+        return sum(self.ranks.gather(float(loss.detach()) * share)) / self.ranks.size
+
+    def _average_over_ranks(self) -> None:
+        """Gradients and running statistics, where there are several ranks."""
+        if self.ranks.size == 1:
+            return
+        held = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        held += [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        for tensor in held:
+            dist.all_reduce(tensor)
+            tensor.div_(self.ranks.size)
 
     @property
     def at_epoch_end(self) -> bool:
@@ -194,10 +247,12 @@ class Trainer:
 
     def finish_epoch(self) -> dict[str, Any]:
         """Measure the averaged weights, keep them if they are the best, and return the epoch's line of metrics."""
-        accuracy = self.accuracy()
+        epoch, last = self.at.step // self.data.steps_per_epoch, self.at.step >= self.total
+        measured = last or epoch % self.settings.validate_every == 0
+        accuracy = self.accuracy() if measured else Accuracy(clean=None, pgd=None)
         line = {
             "event": "epoch",
-            "epoch": self.at.step // self.data.steps_per_epoch,
+            "epoch": epoch,
             "step": self.at.step,
             "loss": self.at.loss_sum / self.data.steps_per_epoch,
             "clean_accuracy": accuracy.clean,
@@ -207,10 +262,10 @@ class Trainer:
             "images_per_second": self.data.steps_per_epoch * self.data.batch_size / max(self.at.seconds, 1e-9),
         }
         self.at.history.append(line)
-        if self.best is None or accuracy.score > self.best["score"]:
-            self.best = {"score": accuracy.score, "epoch": line["epoch"], "state": self.weights()}
+        if measured and (self.best is None or accuracy.score >= self.best["score"]):  # ties go to the later epoch
+            self.best = {"score": accuracy.score, "epoch": epoch, "state": self.weights()}
         self.at.loss_sum = self.at.seconds = 0.0
-        self.at.finished = self.at.step >= self.total
+        self.at.finished = last
         return line
 
     def accuracy(self) -> Accuracy:
@@ -219,9 +274,10 @@ class Trainer:
             clean = clean_accuracy(model, self.x_validation, self.y_validation)
             if self.method.threat is None:
                 return Accuracy(clean=clean, pgd=None)
-            return Accuracy(
-                clean=clean, pgd=pgd_accuracy(model, self.x_validation, self.y_validation, self.method.threat)
+            pgd = pgd_accuracy(
+                model, self.x_validation, self.y_validation, self.method.threat, steps=self.settings.validation_steps
             )
+            return Accuracy(clean=clean, pgd=pgd)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the averaged network's state, contiguous, on the CPU."""
@@ -235,6 +291,7 @@ class Trainer:
         return {
             **self._snapshot(),
             "precision": self.precision,
+            "generated": [source.sha256 for source in self.data.generated],
             "at": vars(self.at),
             "best": self.best,
             "good": self.good,
@@ -256,12 +313,6 @@ class Trainer:
                 mean.lerp_(value, 1 - decay)
             else:
                 mean.copy_(value)  # batch norm's counter
-
-    def _rows(self, epoch: int, step: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self.data.order(epoch)
-        first = step % self.data.steps_per_epoch * self.data.batch_size
-        return self._order[1][first : first + self.data.batch_size]
 
     def _snapshot(self) -> dict[str, Any]:
         return {
@@ -309,11 +360,15 @@ class Trainer:
 
 
 def _optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
+    """Weights decay, biases and the parameters of norms do not."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
-        )
-    return torch.optim.AdamW(model.parameters(), settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+        return torch.optim.SGD(groups, settings.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, settings.lr, betas=(0.9, 0.99))
 
 
 def _check_network(model: TrainingModel, data: TrainingData) -> None:
