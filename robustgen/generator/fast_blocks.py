@@ -67,6 +67,7 @@ class Upsample(Upsample2D):
     def forward(self, hidden_states: Tensor, output_size: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """(B, C, H, W) -> (B, C', 2 H, 2 W), or `output_size`."""
         size = {"scale_factor": 2.0} if output_size is None else {"size": output_size}
+        assert self.conv is not None  # checked before the module was swapped
         out: Tensor = self.conv(F.interpolate(hidden_states, mode="nearest", **size))
         return out
 
