@@ -51,9 +51,7 @@ def main() -> None:
     preact = DMPreActResNet(activation_fn=nn.SiLU, **PLAIN)
     differences = {
         "WRN-16-2": _difference(build_network("same-wide-resnet", **SMALL), small),
-        "PreActResNet-18": _difference(
-            build_network("same-preact-resnet"), DMPreActResNet(activation_fn=nn.SiLU, **PLAIN)
-        ),
+        "PreActResNet-18": _difference(build_network("same-preact-resnet"), preact),
     }
     result = {"rows": rows, "largest_difference_of_logits": differences}
     print(result)

@@ -63,7 +63,8 @@ def test_a_checkpoint_file_becomes_a_classifier(tmp_path: Path) -> None:
     mean, std = [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
     content = {
         "name": "published", "title": "t", "architecture": "same-wide-resnet", "options": {"depth": 10, "width": 1},
-        "weights": "published.pt", "mean": mean, "std": std, "channels": 3, "size": [32, 32], "classes": 10, "kind": "robust",
+        "weights": "published.pt", "mean": mean, "std": std, "channels": 3, "size": [32, 32], "classes": 10,
+        "kind": "robust",
     }  # fmt: skip
     card = tmp_path / "published.json"
     card.write_text(json.dumps(content), encoding="utf-8")
