@@ -87,6 +87,18 @@ def _recipes() -> dict[str, str]:
     }
 
 
+def _methods() -> dict[str, str]:
+    from robustgen.training.method import METHODS
+
+    return {name: _first_line(METHODS[name]) for name in METHODS}
+
+
+def _tables() -> dict[str, str]:
+    from robustgen.reproduce.experiment import list_tables, load_table
+
+    return {name: load_table(name).title for name in list_tables()}
+
+
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "attacks": _attacks,
     "plans": _plans,
@@ -94,8 +106,10 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "data": _data,
     "generators": _generators,
     "samplers": _samplers,
+    "methods": _methods,
     "suites": _suites,
     "recipes": _recipes,
+    "tables": _tables,
     "flags": _flags,
 }
 CARD_KINDS = ("standard", "robust", "decoy")

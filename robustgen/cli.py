@@ -162,7 +162,10 @@ def train_command(
 @app.command("list")
 def list_command(
     kind: Annotated[
-        str, typer.Argument(help="attacks, plans, classifiers, data, generators, samplers, suites, recipes or flags.")
+        str,
+        typer.Argument(
+            help="attacks, plans, classifiers, data, generators, samplers, methods, suites, recipes, tables or flags."
+        ),
     ],
     card_kind: Annotated[
         str | None, typer.Option("--kind", help="Of classifiers, only these: standard, robust or decoy.")
@@ -206,7 +209,7 @@ def show_command(
     print(catalog.details(name))
 
 
-from robustgen import cli_generator, cli_runs  # noqa: E402, F401 -- these register their commands
+from robustgen import cli_generator, cli_reproduce, cli_runs  # noqa: E402, F401 -- these register their commands
 
 # typer brings its own copy of click in some versions and imports click in others; BadParameter leads to the right one.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

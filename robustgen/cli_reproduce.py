@@ -1,0 +1,86 @@
+"""`robustgen reproduce`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robustgen.cli_options import DataDir, Device, Json, app, with_progress
+from robustgen.errors import SpecError
+
+if TYPE_CHECKING:
+    from robustgen.progress import Progress
+
+__all__ = ["reproduce_command"]
+
+
+@app.command("reproduce")
+def reproduce_command(
+    table: Annotated[str, typer.Argument(help="Table by name (robustgen list tables) or TOML file.")],
+    scale: Annotated[str, typer.Option(help="laptop, paper, or a TOML file.")] = "laptop",
+    out: Annotated[
+        Path, typer.Option(help="Folder of all that is made; tables share what they have in common.")
+    ] = Path("reproduced"),
+    budget: Annotated[
+        str | None, typer.Option(help="Stop after this long, such as 2h; the same command goes on.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done, and what it takes.")] = False,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Reproduce a table of a paper: arms, several seeds each, intervals, and a verdict for each claim.
+
+    Examples -
+
+      robustgen reproduce wang2023-amount --data-dir ~/data
+
+      robustgen reproduce wang2023-amount --scale paper --dry-run
+    """
+    from robustgen.environment import tune_process
+    from robustgen.fields import parse_duration
+    from robustgen.reproduce import report
+    from robustgen.reproduce.costs import commands, describe_training
+    from robustgen.reproduce.experiment import load_scale, load_table
+    from robustgen.reproduce.runner import Runner
+
+    tune_process()
+    chosen, at = load_table(table), load_scale(scale)
+    if dry_run:
+        print(commands(chosen, at, out))
+        return
+    seconds = None if budget is None else parse_duration(budget)
+    if at.gpu and device in ("auto", "cpu") and not _has_gpu():
+        raise SpecError(
+            f"--scale {at.name} needs a GPU ({at.resources}); there is none here. See the commands with --dry-run, or "
+            "take --scale laptop."
+        )
+    deadline = None if seconds is None else time.monotonic() + seconds
+    training = describe_training(at)
+
+    def run(progress: Progress) -> dict[str, Any]:
+        runner = Runner(
+            chosen, at, out, data_dir=data_dir, device=device, progress=progress, deadline=deadline
+        )  # fmt: skip
+        held = report.result(chosen, at, [], training=training)
+        found = []
+        for outcome in runner.outcomes():
+            found.append(outcome)
+            held = report.result(chosen, at, found, training=training)
+            report.write(held, out)
+        return held
+
+    held = with_progress(run, silent=json_)
+    print(json.dumps(held) if json_ else report.markdown(held))
+    if not json_ and any(row["seeds"] < len(at.seeds) for row in held["rows"]):
+        print(f"\nNot all arms are run; the same command goes on from {out}.")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

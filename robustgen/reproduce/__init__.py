@@ -1,0 +1,1 @@
+"""`robustgen reproduce`: the tables of papers as experiments that run at the scale one can afford."""

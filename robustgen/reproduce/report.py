@@ -1,0 +1,160 @@
+"""A reproduced table for people: Markdown, CSV, a picture; and as JSON, from which all of these are made."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from robustgen import durable
+from robustgen.reproduce.experiment import WHICH, Scale, Table
+from robustgen.reproduce.runner import Outcome, by_arm
+from robustgen.reproduce.verdict import judge_claim, paired_interval
+from robustgen.statistics import proportion
+
+__all__ = ["csv_table", "markdown", "plot", "result", "write"]
+
+_COLUMNS = ("clean_best", "clean_last", "robust_best", "robust_last")
+_PAPER = {"robust_best": "aa_best", "robust_last": "aa_last"}  # what AutoAttack found there
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito: told apart by everybody
+
+
+def result(table: Table, scale: Scale, found: list[Outcome], *, training: str) -> dict[str, Any]:
+    """Everything that is shown, as plain values.
+
+    Args:
+        table, scale: what was run.
+        found: what has been run so far.
+        training: what was trained, in words.
+    """
+    rows = []
+    for arm in table.arms:
+        mine = [outcome for outcome in found if outcome.arm == arm.name]
+        row: dict[str, Any] = {"arm": arm.name, "ratio": arm.ratio, "paper": arm.paper, "seeds": len(mine)}
+        if mine:
+            for which in WHICH:
+                for kind in ("clean", "robust"):
+                    row[f"{kind}_{which}"] = _figure(np.array([getattr(one, kind)[which] for one in mine]))
+            row["best_epochs"], row["epochs"] = [one.best_epoch for one in mine], mine[0].epochs
+            row["seconds"] = sum(one.seconds for one in mine)
+        rows.append(row)
+    outcomes = by_arm(found)
+    claims = []
+    for claim in table.claims:
+        known = all((term.arm, term.which) in outcomes for term in claim.terms)
+        enough = known and min(len(outcomes[term.arm, term.which]) for term in claim.terms) >= 2
+        claims.append(
+            asdict(judge_claim(claim, outcomes)) if enough else {"text": claim.text, "verdict": "not run yet"}
+        )
+    return {
+        "table": table.name, "title": table.title, "source": table.source, "scale": scale.name,
+        "description": scale.description, "training": training, "plan": scale.plan, "n": scale.n, "rows": rows,
+        "claims": claims, "plot": table.plot,
+    }  # fmt: skip
+
+
+def _figure(values: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Mean of (seeds, images), with a 95 % interval over both; over the images alone where there is one seed."""
+    if len(values) == 1:
+        return asdict(proportion(int(values.sum()), values.size))
+    value, low, high = paired_interval(values.astype(np.float64))
+    return {"value": value, "low": max(0.0, low), "high": min(1.0, high)}
+
+
+def markdown(held: dict[str, Any]) -> str:
+    """Two tables: the arms with the paper's figures beside ours, and the claims with their verdicts."""
+    attacked = f"Robust: plan `{held['plan']}` on {held['n']} test images; intervals of 95 % over seeds and images."
+    told = "In brackets the paper's figures, clean and AutoAttack."
+    lines = [
+        f"**{held['title']}** ({held['source']})", "",
+        f"{held['description']} {held['training']} {attacked} {told}", "",
+        "| arm | seeds | best epoch | clean, best | clean, last | robust, best | robust, last | best - last |",
+        "|" + " --- |" * 8,
+    ]  # fmt: skip
+    for row in held["rows"]:
+        cells = [row["arm"], str(row["seeds"])]
+        if row["seeds"]:
+            cells.append(f"{', '.join(map(str, row['best_epochs']))} of {row['epochs']}{_paper(row, 'best_epoch', '')}")
+            cells += [_cell(row, column) for column in _COLUMNS]
+            gap = 100 * (row["robust_best"]["value"] - row["robust_last"]["value"])
+            theirs = row["paper"]
+            told = f" ({theirs['aa_best'] - theirs['aa_last']:+.2f})" if {"aa_best", "aa_last"} <= theirs.keys() else ""
+            cells.append(f"{gap:+.1f}{told}")
+        else:
+            cells += ["not run yet"] + [""] * 5
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| claim | measured, points | paper | verdict |", "|" + " --- |" * 4]
+    for claim in held["claims"]:
+        if "value" not in claim:
+            lines.append(f"| {claim['text']} | | | {claim['verdict']} |")
+            continue
+        measured = f"{100 * claim['value']:+.2f} [{100 * claim['low']:+.2f}, {100 * claim['high']:+.2f}]"
+        if claim["margin"]:
+            measured += f", margin {100 * claim['margin']:g}"
+        paper = "" if claim["paper"] is None else f"{100 * claim['paper']:+.2f}"
+        lines.append(f"| {claim['text']} | {measured} | {paper} | **{claim['verdict']}** |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    figure = row[column]
+    ours = f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+    return ours + _paper(row, _PAPER.get(column, column), ".2f")
+
+
+def _paper(row: dict[str, Any], column: str, form: str) -> str:
+    return f" ({row['paper'][column]:{form}})" if column in row["paper"] else ""
+
+
+def csv_table(held: dict[str, Any]) -> str:
+    """The arms, one line each, in fractions of 1."""
+    stream = io.StringIO()
+    header = ["arm", "ratio", "seeds", *(f"{c}{part}" for c in _COLUMNS for part in ("", "_low", "_high"))]
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*header, *(f"paper_{name}" for name in ("clean_best", "clean_last", "aa_best", "aa_last"))])
+    for row in held["rows"]:
+        figures = [row.get(c, {}).get(part, "") for c in _COLUMNS for part in ("value", "low", "high")]
+        paper = [row["paper"].get(name, "") for name in ("clean_best", "clean_last", "aa_best", "aa_last")]
+        writer.writerow([row["arm"], row["ratio"], row["seeds"], *figures, *paper])
+    return stream.getvalue()
+
+
+def plot(held: dict[str, Any], path: Path) -> None:
+    """Robust accuracy of the best and the last epoch for each arm, ours and the paper's side by side."""
+    from matplotlib.figure import Figure  # of the extra "report"
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    places = np.arange(len(held["rows"]))
+    for which, colour, mark in (("best", _BLUE, "o"), ("last", _ORANGE, "s")):
+        style: dict[str, Any] = {"color": colour, "marker": mark, "label": f"{which} epoch"}
+        shown = [(k, row[f"robust_{which}"]) for k, row in enumerate(held["rows"]) if row["seeds"]]
+        value = np.array([100 * one["value"] for _, one in shown])
+        span = np.abs(np.array([[100 * one[end] for _, one in shown] for end in ("low", "high")]) - value)
+        axes[0].errorbar([k for k, _ in shown], value, span, capsize=3, **style)
+        name = f"aa_{which}"
+        paper = [(k, row["paper"][name]) for k, row in enumerate(held["rows"]) if name in row["paper"]]
+        axes[1].plot([k for k, _ in paper], [v for _, v in paper], **style)
+    for axis, title in zip(axes, (f"here ({held['scale']})", "the paper"), strict=True):
+        axis.set_title(title)
+        axis.set_xticks(places, [row["arm"] for row in held["rows"]], rotation=30, ha="right")
+        axis.set_ylabel("robust accuracy, %")
+        axis.grid(axis="y", color=_GREY, alpha=0.2)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def write(held: dict[str, Any], out: Path) -> None:
+    """OUT/TABLE.json, .md, .csv, and .png where matplotlib is there."""
+    durable.write_json(out / f"{held['table']}.json", held)
+    durable.replace(out / f"{held['table']}.md", (markdown(held) + "\n").encode())
+    durable.replace(out / f"{held['table']}.csv", csv_table(held).encode())
+    if find_spec("matplotlib") is not None:
+        plot(held, out / f"{held['table']}.png")
