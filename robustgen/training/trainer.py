@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from robustgen.errors import RobustgenError, SpecError
-from robustgen.nets import build_network, input_layer
+from robustgen.errors import RobustgenError
+from robustgen.nets import build_network
 from robustgen.precision import has_bfloat16
 from robustgen.ranks import Ranks
 from robustgen.rng import ExampleRng, generator_for
@@ -21,9 +21,10 @@ from robustgen.training.awp import adversarial_weights
 from robustgen.training.data import TrainingData
 from robustgen.training.measure import clean_accuracy, fgsm_accuracy, has_collapsed, measuring, pgd_accuracy
 from robustgen.training.method import Attacked
+from robustgen.training.model import TrainingModel, check_network
 from robustgen.training.recipe import Recipe, TrainingSettings
 
-__all__ = ["Accuracy", "Trainer", "TrainingModel", "learning_rate", "resolve_precision"]
+__all__ = ["Accuracy", "Trainer", "learning_rate", "resolve_precision"]
 
 GUARD_STEPS = 50  # between two looks at one-step against multi-step accuracy; and one at the end of each epoch
 GUARD_IMAGES = 256
@@ -31,29 +32,6 @@ GUARD_PGD_STEPS = 10
 GUARD_MOST_STEPS = 5  # an attack of that many steps needs no guard
 _ONE_CYCLE_START = 1 / 25  # of the highest learning rate, as torch's OneCycleLR has it
 _HEALTHY_SHARE = 0.8  # only a state with this share of the best PGD accuracy is kept to go back to
-
-
-class TrainingModel(nn.Module):
-    """A network with its normalisation, its memory layout and autocast: images in [0, 1] to float32 logits."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], precision: str) -> None:
-        super().__init__()
-        self.network = network
-        self.normalises = bool(mean)
-        self.precision = precision
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) float32 in [0, 1] to (B, K) float32."""
-        if self.normalises:
-            x = (x - self.mean) / self.std
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
-        return logits.float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +112,7 @@ class Trainer:
         network = build_network(recipe.network.architecture, **recipe.network.options)
         model = TrainingModel(network, recipe.data.mean, recipe.data.std, precision)
         self.model = model.to(memory_format=torch.channels_last).to(device)
-        _check_network(self.model, data)
+        check_network(self.model, data)
         self.average = AveragedModel(self.model, multi_avg_fn=self._average, use_buffers=True)
         self.optimizer = _optimizer(self.settings, self.model)
         self.at = _Progress(attack_steps=self.method.steps)
@@ -369,25 +347,3 @@ def _optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Opti
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, settings.lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, settings.lr, betas=(0.9, 0.99))
-
-
-def _check_network(model: TrainingModel, data: TrainingData) -> None:
-    """Refuse a network that does not fit the data."""
-    channels, classes = data.dataset.shape[0], data.dataset.classes
-    expected = input_layer(model.network)[1].in_channels
-    if channels != expected:
-        raise SpecError(f"network: takes {expected} channels, {data.dataset.name} has {channels}; set channels.")
-    if model.normalises and model.mean.numel() != channels:
-        raise SpecError(f"data.mean has {model.mean.numel()} numbers, {data.dataset.name} has {channels} channels.")
-    with measuring(model), torch.no_grad():
-        try:
-            logits = model(data.x_validation[:1].to(next(model.parameters()).device))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise SpecError(
-                f"network: cannot take images {data.dataset.shape} of {data.dataset.name}: {reason}."
-            ) from error
-    if tuple(logits.shape) != (1, classes):
-        raise SpecError(
-            f"network: gives {logits.shape[-1]} logits, {data.dataset.name} has {classes} classes; set classes."
-        )
