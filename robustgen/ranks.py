@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,9 @@ def joined_ranks() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield Ranks(dist.get_rank(), size)
+        ranks = Ranks(dist.get_rank(), size)
+        yield ranks
+        ranks.gather(0)  # a rank that leaves while another still works can take the process group down with it
     finally:
         dist.destroy_process_group()
+        gc.collect()  # what still holds the group holds its threads, which abort the process if they outlive it

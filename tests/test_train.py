@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,11 +28,13 @@ from robustgen.training.trainer import Trainer, learning_rate
 from tests.helpers import assert_global_rng_untouched
 from tests.training_helpers import Interrupted, interrupt_after, with_training, write_recipe
 
+ROOT = Path(__file__).resolve().parent.parent
 LINF = "linf:0.1"
 METHODS: dict[str, dict[str, Any]] = {
     "standard": {},
     "fgsm-rs": {"method": "fgsm-rs", "threat": LINF},
     "pgd-at": {"method": "pgd-at", "threat": LINF, "steps": 2, "rel_step": 0.6},
+    "trades-awp": {"method": "trades", "threat": LINF, "steps": 1, "awp": 0.005, "options": {"beta": 2.0}},
 }
 
 
@@ -292,7 +298,10 @@ def test_average(recipe: Recipe) -> None:
         assert same(trainer.model.network.state_dict(), trainer.average.module.network.state_dict()) is equal
 
 
-@pytest.mark.parametrize(("schedule", "half_way"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])
+@pytest.mark.parametrize(
+    ("schedule", "half_way"),
+    [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0), ("piecewise", 0.1)],
+)
 def test_learning_rate(recipe: Recipe, schedule: str, half_way: float) -> None:
     """It rises linearly to its height and falls as the schedule says."""
     settings = with_training(recipe, lr=2.0, warmup=0.2, schedule=schedule).training
@@ -301,3 +310,73 @@ def test_learning_rate(recipe: Recipe, schedule: str, half_way: float) -> None:
     assert rates[20] == 2.0
     assert rates[60] == pytest.approx(2.0 * half_way)
     assert min(rates) > 0
+
+
+def test_one_cycle(recipe: Recipe) -> None:
+    """From a twenty-fifth of its height, up and down along cosines."""
+    settings = with_training(recipe, lr=2.0, warmup=0.2, schedule="one-cycle").training
+    rates = [learning_rate(settings, step, 100) for step in range(100)]
+    assert rates[19] == max(rates) == pytest.approx(2.0)
+    assert 2.0 / 25 < rates[0] < 2.0 / 20
+    assert rates[9] == pytest.approx(1.04)  # half-way between 0.08 and 2
+    assert rates[60] == pytest.approx(1.0)
+    assert rates[99] < 0.001
+
+
+def test_validation_now_and_then(recipe: Recipe, tmp_path: Path) -> None:
+    """Every second epoch is measured, and the last one always; the others say so."""
+    result = train(with_training(recipe, epochs=5, validate_every=2), out=tmp_path / "out")
+    assert [line["clean_accuracy"] is not None for line in lines(result)] == [False, True, False, True, True]
+    assert result.best_epoch in (2, 4, 5)
+
+
+def write_generated(path: Path, value: int = 128) -> Path:
+    """Twenty images that look like the toy data's, with their labels."""
+    rng = np.random.default_rng(value)
+    images = rng.integers(value - 20, value + 20, (20, 8, 8, 1)).astype(np.uint8)
+    np.savez(path, image=images, label=np.arange(20) % 2)
+    return path
+
+
+def test_generated_images(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They change the weights, are said in the log, survive an interruption, and cannot be exchanged half-way."""
+    path = write_generated(tmp_path / "made.npz")
+    mixed = recipe.changed(generated=f"{path}:0.5")
+    whole = train(mixed, out=tmp_path / "whole")
+    assert "8 a step of 160 images, 8 a step of 20 generated ones (made.npz)" in (whole.out / "train.log").read_text()
+    assert not same(weights(whole.out), weights(train(recipe, out=tmp_path / "real").out))
+    monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5)
+        with pytest.raises(Interrupted):
+            train(mixed, out=tmp_path / "cut")
+    kept = path.read_bytes()
+    write_generated(path, 90)
+    with pytest.raises(RecordError, match=r"made\.npz is not the file that .*cut began with"):
+        train(mixed, out=tmp_path / "cut")
+    path.write_bytes(kept)
+    assert same(weights(whole.out), weights(train(mixed, out=tmp_path / "cut").out))
+
+
+def test_another_mixture_is_another_training(recipe: Recipe, tmp_path: Path) -> None:
+    """A folder keeps to its files and shares."""
+    path = write_generated(tmp_path / "made.npz")
+    train(recipe.changed(generated=f"{path}:0.5"), out=tmp_path / "out", budget_seconds=1e-6)
+    with pytest.raises(RecordError, match=r"another training: generated\.files: .*0\.25.* here, .*0\.5.* there"):
+        train(recipe.changed(generated=f"{path}:0.25"), out=tmp_path / "out")
+    with pytest.raises(SpecError, match=r"--labels is for generated images; name them"):
+        recipe.changed(labels="fmnist-standard")
+
+
+@pytest.mark.slow
+def test_two_ranks(tmp_path: Path) -> None:
+    """torchrun shares the batch, learns, writes one classifier, and goes on after a budget as if there were none."""
+    path = write_recipe(tmp_path, lambda text: text.replace("epochs = 2", "epochs = 8"))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "robustgen", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for out, options in (("whole", []), ("cut", ["--budget", "0.01s"]), ("cut", [])):
+        command = [sys.executable, *launcher, str(path), "--out", str(tmp_path / out), *options]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    last = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert last["clean_accuracy"] > 0.9
