@@ -220,6 +220,22 @@ def _sampler_details(name: str) -> str:
     return "\n".join([f"sampler {name}", "", inspect.getdoc(kind) or "", "", title, *settings])
 
 
+def _method_details(name: str) -> str:
+    from robustgen.training.method import METHODS
+
+    kind = METHODS[name]
+    settings = [f"  {entry.name} = {entry.default}" for entry in fields(kind) if entry.name not in _OF_THE_RECIPE]
+    title = "Options (in a recipe: options = { name = value }):"
+    return "\n".join([f"method {name}", "", inspect.getdoc(kind) or "", "", title, *(settings or ["  none"])])
+
+
+def _table_details(name: str) -> str:
+    from robustgen.reproduce.experiment import list_tables
+
+    return f"table {name}\n\n# robustgen reproduce {name}\n{list_tables()[name].read_text(encoding='utf-8')}"
+
+
+_OF_THE_RECIPE = ("threat", "label_smoothing")  # which every method has and a recipe names for itself
 _DETAILS: dict[str, Callable[[str], str]] = {
     "attacks": _attack_details,
     "plans": _plan_details,
@@ -227,7 +243,9 @@ _DETAILS: dict[str, Callable[[str], str]] = {
     "data": _data_details,
     "generators": _generator_details,
     "samplers": _sampler_details,
+    "methods": _method_details,
     "suites": _suite_details,
     "recipes": _recipe_details,
+    "tables": _table_details,
     "flags": _flag_details,
 }

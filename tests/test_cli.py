@@ -242,7 +242,7 @@ def test_interrupt_keeps_what_is_finished(
 def test_ctrl_c_in_a_process_of_its_own(work: Path, command: Command) -> None:
     """SIGINT in the middle of an attack: 130, no traceback, and the rest is done by the same command."""
     arguments = (*ATTACKED, "--out", "cut")
-    process = start(*arguments, TEST_PAUSE="0.02")
+    process = start(*arguments, TEST_PAUSE="0.1")
     try:
         deadline = time.monotonic() + 60
         journal, seen = work / "cut" / "examples.jsonl", 0

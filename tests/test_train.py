@@ -79,7 +79,7 @@ def test_learns(recipe: Recipe, tmp_path: Path, method: str) -> None:
     """The loss falls, the classifier beats chance by far, and its card says the same when loaded and measured again."""
     with assert_global_rng_untouched():
         result = train(with_training(recipe, epochs=6, **METHODS[method]), out=tmp_path / "out")
-    losses = [line["loss"] for line in lines(result)]
+    losses = list({line["epoch"]: line["loss"] for line in lines(result)}.values())  # the guard may repeat an epoch
     assert len(losses) == 6
     assert losses[-1] < 0.8 * losses[0]
     assert result.finished

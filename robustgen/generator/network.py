@@ -173,6 +173,6 @@ def prepare_for(network: nn.Module, device: torch.device) -> nn.Module:
 
 def low_precision_copy(network: nn.Module) -> nn.Module:
     """A bfloat16 copy to compute with, on a CPU channels last; the original keeps the weights that count."""
-    on_cpu = next(network.parameters()).device.type == "cpu"
+    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
     layout = torch.channels_last if on_cpu else torch.preserve_format
     return copy.deepcopy(network).to(torch.bfloat16).to(memory_format=layout)
