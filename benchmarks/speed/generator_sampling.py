@@ -1,6 +1,6 @@
 """Sampling: quality and images a second of our samplers, and of diffusers' on the same network.
 
-    python -m robustgen.benchmarks.speed.generator_sampling [--n 3000] [--only NAME ...] [--cas NAME ...] [--pairs 5]
+    python -m robustgen.benchmarks.speed.generator_sampling [--n 1500] [--only NAME ...] [--cas NAME ...] [--pairs 5]
 
 Quality is the Fréchet distance to as many training images, in the features of fmnist-standard, with its standard error:
 "equal" means that the difference is within two standard errors of it. Diffusers' side is what its pipelines do: the
@@ -39,7 +39,7 @@ from robustgen.generator.samplers import parse_sampler
 
 NAME = "speed-generator-sampling"
 BATCH = 250
-FEW = 500  # every distance is given at this N as well, which 1,000 evaluations an image can afford
+FEW = 250  # every distance is given at this N as well, which 1,000 evaluations an image can afford
 OURS = (
     ("fmnist-edm", "heun:steps=18"),
     ("fmnist-edm", "heun:steps=10"),
@@ -98,7 +98,8 @@ def diffusers_side(name: str, kind: str) -> Make:
         "DPM-Solver++": DPMSolverMultistepScheduler,
         "UniPC": UniPCMultistepScheduler,
     }
-    given = {"use_karras_sigmas": True} if "Karras" in kind else {}
+    given: dict[str, Any] = {"prediction_type": denoiser.prediction}
+    given |= {"use_karras_sigmas": True} if "Karras" in kind else {}
     scheduler = makers[family](num_train_timesteps=1000, **given)
 
     @torch.no_grad()
@@ -122,7 +123,7 @@ def diffusers_side(name: str, kind: str) -> Make:
 def main() -> None:
     """Draw, compare, store after each row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=3000)
+    parser.add_argument("--n", type=int, default=1500)
     parser.add_argument("--only", nargs="*", help="rows whose name contains one of these")
     parser.add_argument("--cas", nargs="*", default=[], help="rows that also get a classification accuracy score")
     parser.add_argument("--pairs", type=int, default=5, help="of timings in turn; 0 for none")
