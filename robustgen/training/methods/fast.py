@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from robustgen.fields import NOT_NEGATIVE, check_value
 from robustgen.rng import ExampleRng
-from robustgen.threat import ThreatModel
 from robustgen.training.inner import ascend, check_attack, cross_entropy_to, frozen_statistics
 from robustgen.training.method import Attacked, register_method
 from robustgen.training.methods.pgd_at import PgdAdversarial
@@ -71,15 +70,13 @@ class GradAlign(FastAdversarial):
 
 @register_method("n-fgsm")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoisyFast:
+class NoisyFast(PgdAdversarial):
     """One step of eps from x + U(-2 eps, 2 eps), not projected to eps after: seldom collapses, guarded all the same.
 
     Source: de Jorge et al. 2022, arXiv:2202.01181, algorithm 1 (k = 2, alpha = eps), Linf.
     Differs: for L2 and L1 the start is `noise` times as far out as a random point of the ball; the step is that norm's.
     """
 
-    threat: ThreatModel
-    label_smoothing: float = 0.0
     noise: float = 2.0  # of the start, as a multiple of eps
     rel_step: float = 1.0
     steps: int = 1
@@ -93,14 +90,7 @@ class NoisyFast:
         wide = self.threat.scaled(self.noise + self.rel_step)  # nothing is cut off but at 0 and 1
         start = self.threat.scaled(self.noise).random_start(x, rng, "training") if self.noise else x
         length = self.rel_step / (self.noise + self.rel_step) / self.steps
-
         return Attacked(ascend(model, cross_entropy_to(y), x, start, wide, steps=self.steps, rel_step=length))
-
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, attacked: Attacked) -> Tensor:
-        return F.cross_entropy(model(attacked.x), y, label_smoothing=self.label_smoothing)
-
-    def stronger(self) -> Self:
-        return replace(self, steps=self.steps + 1)
 
 
 def _input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
