@@ -79,7 +79,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     recipe: GeneratorRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after 7 of 20 steps by its budget and gone on with: bit for bit what it gives in one go."""
-    monkeypatch.setattr("robustgen.generator.train._METRICS_IMAGES", 40)
+    recipe = replace(recipe, training=replace(recipe.training, metrics_images=40))
     whole = train_generator(recipe, out=tmp_path / "whole")
     step, done = GeneratorTrainer.step, [0]
 

@@ -98,9 +98,11 @@ def diffusers_side(name: str, kind: str) -> Make:
         "DPM-Solver++": DPMSolverMultistepScheduler,
         "UniPC": UniPCMultistepScheduler,
     }
-    given: dict[str, Any] = {"prediction_type": denoiser.prediction}
+    kept = denoiser.schedule.alphas_cumprod
+    betas = 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])
+    given: dict[str, Any] = {"prediction_type": denoiser.prediction, "trained_betas": betas.tolist()}
     given |= {"use_karras_sigmas": True} if "Karras" in kind else {}
-    scheduler = makers[family](num_train_timesteps=1000, **given)
+    scheduler = makers[family](num_train_timesteps=denoiser.schedule.steps, **given)
 
     @torch.no_grad()
     def make(n: int) -> Tensor:

@@ -111,6 +111,7 @@ class TrainingSettings:
         flip: whether images are mirrored at random, also without augmentation.
         precision: "float32", "bfloat16", or "auto" for bfloat16 where the processor multiplies it.
         grid_seconds: between two pictures of samples.
+        metrics_images: shown between two lines of metrics.
     """
 
     images: int
@@ -128,6 +129,7 @@ class TrainingSettings:
     flip: bool = False
     precision: str = "auto"
     grid_seconds: float = 600.0
+    metrics_images: int = 50_000
 
     def __post_init__(self) -> None:
         check_fields(self, "training", _RULES)
@@ -233,4 +235,5 @@ _RULES: dict[str, Rule] = {
     "training.flip": _flag,
     "training.precision": one_of("auto", "float32", "bfloat16"),
     "training.grid_seconds": POSITIVE,
+    "training.metrics_images": WHOLE,
 }

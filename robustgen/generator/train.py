@@ -26,8 +26,6 @@ from robustgen.training.trainer import resolve_precision
 
 __all__ = ["GeneratorResult", "train_generator"]
 
-_METRICS_IMAGES = 50_000  # between two lines of metrics
-
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorResult:
@@ -158,7 +156,7 @@ def _open(trainer: GeneratorTrainer, folder: TrainingFolder) -> None:
 def _run(trainer: GeneratorTrainer, folder: TrainingFolder, deadline: float | None) -> None:
     """Steps until the end or the deadline; a checkpoint every two minutes, metrics and pictures now and then."""
     at, total, first = trainer.at, trainer.settings.steps, trainer.ranks.first
-    every = max(1, _METRICS_IMAGES // trainer.settings.batch_size)
+    every = max(1, trainer.settings.metrics_images // trainer.settings.batch_size)
     saved = pictured = time.monotonic()
     line_begun = (at.step, at.seconds)
     speed = _Speed(trainer)
