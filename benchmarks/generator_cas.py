@@ -44,13 +44,18 @@ def main() -> None:
         with np.load(path) as file:
             rows[path.stem]["provenance"] = json.loads(str(file["provenance"]))
         print(path.stem, rows[path.stem]["accuracy"], flush=True)
+        _store(given.data, rows)
     if given.real:
         train = load_data(given.data, split="train")
         images, labels = read_images(train), torch.from_numpy(train.labels)
         for n in given.real:
             rows[f"real {n}"] = _row(images[:n], labels[:n], test)
             print(f"real {n}", rows[f"real {n}"]["accuracy"], flush=True)
-    print(store("generator_cas", {"what": f"tested on the {len(test)} test images of {given.data}", "rows": rows}))
+            _store(given.data, rows)
+
+
+def _store(data: str, rows: dict[str, Any]) -> None:
+    print(store("generator_cas", {"what": f"tested on the test images of {data}", "rows": rows}))
 
 
 def _row(images: torch.Tensor, labels: torch.Tensor, test: Any) -> dict[str, Any]:

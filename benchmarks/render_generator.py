@@ -34,11 +34,12 @@ def generator_cas() -> str:
         given, accuracy = row.get("provenance"), row["accuracy"]
         what = name
         if given is not None:
-            what = f"{given['n']} images by {given['sampler']['name']}, {given['sampler']['steps']} steps"
+            sampler = given["sampler"]
+            what = f"{given['n']} images of {given['generator']} by {sampler['name']}, {sampler['steps']} steps"
         figure = f"{100 * accuracy['value']:.1f} % [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
         rows.append((what, figure, str(row["steps"]), f"{row['seconds']:.0f}"))
     table = markdown_table(("trained on", "accuracy on real test images", "steps", "seconds"), rows)
-    return f"{table}\n\n{result['what']}; fmnist-edm. {source(result)}"
+    return f"{table}\n\n{result['what']}. {source(result)}"
 
 
 def generator_training() -> str:
@@ -60,6 +61,7 @@ def generator_sampling() -> str:
         at_n = "" if row["n"] < result["n"] else _with_error(row["fd"], row["fd_error"])
         few = _with_error(row["fd_few"], row["fd_few_error"])
         score = f"{100 * row['cas']['value']:.1f} %" if "cas" in row else ""
+        score += f" (of {row['n']})" if score and row["n"] < result["n"] else ""
         rows.append((name, at_n, few, score, f"{row['images_per_second']:.1f}" if "seconds" in row else ""))
     fd, n = "FD(fmnist-standard, penultimate, 64, N={})", result["n"]
     header = ("sampler", fd.format(n), fd.format(result["few"]), f"CAS of {n} images", "images/s")
