@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ claims = [{ text = "some is better than none", terms = [[1, "some", "best"], [-1
     )
     scale = Scale(
         name="toy", description="Toy.", recipe=str(folder / "classifier.toml"), labeller=str(folder / "labeller.toml"),
-        generator=str(folder / "generator.toml"), share=0.5, images=160, seeds=(0, 1), n=20, plan="rapid",
+        generators={"edm": str(folder / "generator.toml")}, share=0.5, images=160, seeds=(0, 1), n=20, plan="rapid",
     )  # fmt: skip
     return folder / "table.toml", scale
 
@@ -161,11 +162,23 @@ def test_a_table_from_end_to_end(tmp_path: Path) -> None:
     assert "+10.00" in page
     assert (tmp_path / "out" / "table.png").stat().st_size > 1000
     assert (tmp_path / "out" / "table.csv").read_text(encoding="utf-8").count("\n") == 4
-    images = next((tmp_path / "out" / "images").glob("heun*.npz"))
+    images = next((tmp_path / "out" / "images").glob("edm-heun*.npz"))
     with np.load(images) as file:
         provenance = json.loads(str(file["provenance"]))
     assert provenance["trained_on"]["images"] == 160
     assert provenance["trained_on"]["held_out"] == 40
+
+
+def test_each_arm_has_its_generator(tmp_path: Path) -> None:
+    """By its name among the scale's; images and folders do not share a place; an unknown one is refused."""
+    table, scale = load_table("wang2023-edm"), load_scale("laptop")
+    runner = Runner(table, scale, tmp_path)
+    _, ddpm, edm = table.arms
+    assert [runner.generator_recipe(arm).objective.kind for arm in (ddpm, edm)] == ["ddpm", "edm"]
+    assert runner.generator_folder(ddpm) != runner.generator_folder(edm)
+    assert runner.images_path(ddpm) != runner.images_path(edm)
+    with pytest.raises(SpecError, match="unknown generator of this scale 'ddpm'"):
+        Runner(table, replace(scale, generators={"edm": "wang2023-laptop-edm"}), tmp_path)
 
 
 def test_a_deadline_keeps_what_is_done(tmp_path: Path) -> None:

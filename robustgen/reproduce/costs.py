@@ -79,7 +79,7 @@ def _image_commands(runner: Runner, arm: Arm, folder: Path) -> list[str]:
     if not arm.ratio:
         return []
     recipe, where = runner.generator_recipe(arm), runner.generator_folder(arm)
-    path = folder / f"{where.name}.toml"
+    path = folder / f"generator-{where.name}.toml"
     path.write_text(to_toml(recipe.to_dict()), encoding="utf-8")
     images = runner.images_path(arm)
     card, n = where / f"{recipe.name}.json", runner.images_needed(arm)

@@ -41,6 +41,7 @@ class Arm:
     Args:
         name: as shown.
         ratio: generated images for each real one; 0 for none.
+        generator: which of the scale's generators draws them.
         sampler: of the generated images.
         conditional: whether the generator knows classes; if not, a classifier trained on the real images labels them.
         epochs: as a multiple of the scale's.
@@ -51,6 +52,7 @@ class Arm:
 
     name: str
     ratio: float = 0.0
+    generator: str = "edm"
     sampler: str = "heun:steps=20"
     conditional: bool = True
     epochs: float = 1.0
@@ -117,7 +119,7 @@ class Scale:
         description: in words.
         recipe: of the classifiers, by name or file; arms change what they name.
         labeller: recipe of the classifier that labels images of a generator without classes.
-        generator: recipe of the generator, by name or file; both see the same real images.
+        generators: recipe of each generator, by name or file; they see the same real images as the classifiers.
         share: of generated images in every batch, where there are any.
         images: real training images, where the recipe uses all of them.
         gpu: whether it is refused without one.
@@ -131,7 +133,7 @@ class Scale:
     description: str
     recipe: str
     labeller: str
-    generator: str
+    generators: dict[str, str]
     share: float = 0.7
     images: int = 50_000
     gpu: bool = False
@@ -203,6 +205,7 @@ def _claim(content: Mapping[str, Any], arms: list[str]) -> Claim:
 _RULES: dict[str, Rule] = {
     "arms.name": TEXT,
     "arms.ratio": NOT_NEGATIVE,
+    "arms.generator": TEXT,
     "arms.sampler": TEXT,
     "arms.epochs": POSITIVE,
     "arms.augment": (or_none(each(text)), "a list of texts"),
@@ -211,7 +214,10 @@ _RULES: dict[str, Rule] = {
     "claims.margin": NOT_NEGATIVE,
     "scale.recipe": TEXT,
     "scale.labeller": TEXT,
-    "scale.generator": TEXT,
+    "scale.generators": (
+        lambda value: isinstance(value, dict) and bool(value) and all(map(text, value.values())),
+        'recipes by name, such as { edm = "fmnist-edm" }',
+    ),
     "scale.share": (number(0, 1.0000001, open_low=True), "a number in (0, 1]"),
     "scale.seeds": (lambda value: bool(value) and len(set(value)) == len(value), "a list of different seeds"),
     "scale.images": WHOLE,

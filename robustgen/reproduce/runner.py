@@ -1,7 +1,7 @@
 """Run the arms of a table: generator, images, classifiers, attacks; whatever is finished is never done again.
 
-    OUT/generator[-unconditional]/          trained on the same real images as the classifiers
-    OUT/images/SAMPLER-N.npz
+    OUT/generators/NAME[-unconditional]/    trained on the same real images as the classifiers
+    OUT/images/NAME[-unconditional]-SAMPLER-N.npz
     OUT/labeller/
     OUT/classifiers/HASH-seed/              one training; HASH names everything it depends on
     OUT/runs/HASH-seed-best, ...-last/      evaluations that `robustgen verify` can check
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from robustgen.api import evaluate
+from robustgen.errors import unknown_name
 from robustgen.generator.load import load_generator
 from robustgen.generator.recipe import GeneratorRecipe, load_generator_recipe
 from robustgen.generator.sample import SampleSpec, sample_to_file
@@ -67,6 +68,9 @@ class Runner:
         device: "auto", "cpu", "cuda" or "mps".
         progress: told what is going on.
         deadline: `time.monotonic()` after which nothing new is begun, and trainings stop after a step; None for none.
+
+    Raises:
+        SpecError: an arm asks for a generator that the scale does not have, or a recipe cannot be read.
     """
 
     def __init__(
@@ -82,7 +86,10 @@ class Runner:
     ) -> None:
         self.table, self.scale, self.out, self.data_dir, self.device = table, scale, out, data_dir, device
         self.progress, self.deadline = progress or Silent(), deadline
-        self.recipe, self.generator = load_recipe(scale.recipe), load_generator_recipe(scale.generator)
+        self.recipe = load_recipe(scale.recipe)
+        for arm in table.arms:
+            if arm.generator not in scale.generators:
+                raise unknown_name("generator of this scale", arm.generator, scale.generators)
 
     def outcomes(self) -> Iterator[Outcome]:
         """One after the other, all arms of the first seed first; ends early where the deadline has passed."""
@@ -107,7 +114,7 @@ class Runner:
 
     def generator_recipe(self, arm: Arm) -> GeneratorRecipe:
         """What an arm's images come from: it sees the real images that the classifier sees, and no others."""
-        mine, theirs = self.generator, self.recipe.data
+        mine, theirs = load_generator_recipe(self.scale.generators[arm.generator]), self.recipe.data
         data = replace(
             mine.data, name=theirs.name, validation=theirs.validation, images=theirs.images, conditional=arm.conditional
         )
@@ -190,13 +197,12 @@ class Runner:
 
     def generator_folder(self, arm: Arm) -> Path:
         """Where its generator is trained."""
-        return self.out / ("generator" if arm.conditional else "generator-unconditional")
+        return self.out / "generators" / _source(arm)
 
     def images_path(self, arm: Arm) -> Path:
         """Its generated images."""
         sampler = "".join(c if c.isalnum() else "-" for c in arm.sampler)
-        kind = "" if arm.conditional else "unconditional-"
-        return self.out / "images" / f"{kind}{sampler}-{self.images_needed(arm)}.npz"
+        return self.out / "images" / f"{_source(arm)}-{sampler}-{self.images_needed(arm)}.npz"
 
     @property
     def labeller_card(self) -> Path:
@@ -215,6 +221,10 @@ def by_arm(found: list[Outcome]) -> dict[tuple[str, str], np.ndarray[Any, np.dty
         for arm in arms
         for which in WHICH
     }
+
+
+def _source(arm: Arm) -> str:
+    return arm.generator if arm.conditional else f"{arm.generator}-unconditional"
 
 
 def _digest(recipe: Recipe) -> str:
