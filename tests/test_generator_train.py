@@ -105,6 +105,23 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert len(losses[0]) == 4
 
 
+def test_bfloat16_steps_go_where_float32_steps_go(recipe: GeneratorRecipe) -> None:
+    """Adam's first steps are signs of gradients: nine in ten are the same, which they are not in another layout."""
+    moved = []
+    for precision in ("float32", "bfloat16"):
+        trainer = make_trainer(
+            replace(recipe, training=replace(recipe.training, warmup=0, precision=precision)),
+        )
+        for _ in range(2):  # the first moves nothing behind a convolution that begins as zeros
+            trainer.step()
+        before = [weight.detach().clone() for weight in trainer.network.parameters()]
+        trainer.step()
+        after = trainer.network.parameters()
+        changes = [(b - a).flatten() for a, b in zip(before, after, strict=True) if a.dim() == 4 and a.shape[2] == 3]
+        moved.append(torch.cat(changes))
+    assert float((moved[0].sign() == moved[1].sign()).float().mean()) > 0.9
+
+
 @pytest.mark.slow
 def test_killed_and_resumed(recipe: GeneratorRecipe, tmp_path: Path) -> None:
     """SIGKILL at three moments, by the command line: the weights are those of a training in one go."""

@@ -189,7 +189,8 @@ class GeneratorTrainer:
         weights, workers = list(self.network.parameters()), list(self.worker.parameters())
         if self.worker is not self.network:
             for weight, worker in zip(weights, workers, strict=True):
-                weight.grad = None if worker.grad is None else worker.grad.float()
+                # In the layout of the weight: fused Adam goes through both as they lie in memory.
+                weight.grad = None if worker.grad is None else torch.empty_like(weight).copy_(worker.grad)
         if self.ranks.size > 1:
             for weight in weights:
                 if weight.grad is not None:
