@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustgen.errors import SpecError
 
-__all__ = ["ExampleRng", "generator_for", "philox4x32", "stage_seed"]
+__all__ = ["ExampleRng", "child_stream", "generator_for", "philox4x32", "stage_seed"]
 
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
@@ -134,3 +134,15 @@ class ExampleRng:
     def join(self, other: ExampleRng) -> ExampleRng:
         """These streams, then those of `other`, which has the same seed."""
         return ExampleRng(self.seed, torch.cat([self.ids, other.ids]), torch.cat([self.restart, other.restart]))
+
+
+def child_stream(rng: ExampleRng, label: str, place: Tensor | None = None) -> ExampleRng:
+    """Streams of the same rows for a use of its own, such as one draw of a purifier at one query of an attack.
+
+    Args:
+        rng: the rows' streams.
+        label: names the use.
+        place: (B,) int64 below 2^20, where each row stands, such as its round; None for one place.
+    """
+    restart = rng.restart if place is None else rng.restart * 2**20 + place.to(rng.restart.device)
+    return ExampleRng(stage_seed(rng.seed, label), rng.ids, restart)

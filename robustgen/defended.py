@@ -1,0 +1,118 @@
+"""A classifier behind a purifier: a classifier itself, and what gets attacked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.classifiers import Classifier
+from robustgen.errors import SpecError
+from robustgen.fields import check_value, one_of
+from robustgen.generator.load import load_generator
+from robustgen.purify.base import Chain, Purifier
+from robustgen.purify.gradients import GRADIENTS, Gradient, cross
+from robustgen.purify.parse import describe, parse_purifier
+from robustgen.rng import ExampleRng
+
+__all__ = ["Defended", "defend"]
+
+_SEPARATOR = "@"
+
+
+class Defended(Classifier):
+    """f(P(x)) with a purifier P; draws everything from the streams it is given, or from torch's global generator.
+
+    Args:
+        purifier: hyper-parameters.
+        classifier: f.
+        denoiser: of the purifier's generator, or None.
+        gradient: how a gradient crosses P; the answers are the same in each mode.
+        surrogate: steps of the shorter purifier that the mode of that name differentiates.
+        generator_sha256: of the generator's weights.
+    """
+
+    def __init__(
+        self,
+        purifier: Purifier,
+        classifier: Classifier,
+        denoiser: Any = None,
+        *,
+        gradient: Gradient = "full",
+        surrogate: int = 5,
+        generator_sha256: str = "",
+    ) -> None:
+        check_value("--gradient", gradient, one_of(*GRADIENTS))
+        name = f"{describe(purifier)}{_SEPARATOR}{classifier.card.name}"
+        digest = hashlib.sha256(f"{describe(purifier)} {generator_sha256} {classifier.weights_sha256}".encode())
+        card = replace(classifier.card, name=name, title=name, figures=(), weights=None, sha256=None, kind="user")
+        super().__init__(classifier, card, weights_sha256=digest.hexdigest())
+        self.purifier, self.undefended, self.denoiser = purifier, classifier, denoiser
+        if denoiser is not None:
+            denoiser.eval().requires_grad_(False)
+        self.gradient, self.surrogate = gradient, surrogate
+        self.stochastic = purifier.stochastic
+
+    def purify(self, x: Tensor, rng: ExampleRng | None = None) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] through the purifier, by the streams of each row."""
+        rng = rng or _from_global(len(x))
+        chain = self.purifier.chain(self.denoiser, rng)
+        return cross(chain, x, self.gradient, shorter=lambda: self._shorter(rng))
+
+    def forward(self, x: Tensor, rng: ExampleRng | None = None) -> Tensor:
+        """Images (B, C, H, W) float32 in [0, 1] to logits (B, K)."""
+        logits: Tensor = self.undefended(self.purify(x, rng))
+        return logits
+
+    def crossed_by(self, gradient: Gradient, surrogate: int | None = None) -> Defended:
+        """The same classifier with another gradient; shares every weight."""
+        other = Defended.__new__(Defended)
+        torch.nn.Module.__init__(other)
+        other.__dict__.update(self.__dict__)
+        other.gradient, other.surrogate = gradient, surrogate or self.surrogate
+        return other
+
+    def _shorter(self, rng: ExampleRng) -> Chain:
+        steps = getattr(self.purifier, "steps", None)
+        if steps is None:
+            raise SpecError(
+                f"gradient 'surrogate' needs a purifier with steps, {self.card.name} has none; type --gradient full."
+            )
+        quick: Any = replace(self.purifier, steps=min(self.surrogate, steps or self.surrogate))  # type: ignore[type-var]
+        chain: Chain = quick.chain(self.denoiser, rng)
+        return chain
+
+
+def defend(
+    classifier: Classifier, purifier: str | Purifier, *, gradient: Gradient = "full", surrogate: int = 5
+) -> Defended:
+    """A classifier behind a purifier, with its generator loaded, in float32.
+
+    Raises:
+        SpecError: nothing of that name, or generator and classifier see images of different shape.
+        ArtifactError: the generator's files are missing or damaged.
+    """
+    chosen = parse_purifier(purifier) if isinstance(purifier, str) else purifier
+    if chosen.generator is None:
+        return Defended(chosen, classifier, gradient=gradient, surrogate=surrogate)
+    generator = load_generator(chosen.generator, precision="float32")
+    card, shape = classifier.card, generator.denoiser.shape
+    if (card.channels or shape[0]) != shape[0] or (card.size or shape[1:]) != shape[1:]:
+        size = "any size" if card.size is None else f"{card.size[0]} x {card.size[1]} pixels"
+        raise SpecError(
+            f"{card.name} takes images of {card.channels} channels and {size}, the generator "
+            f"{chosen.generator} makes images {shape}; name one that fits with generator=NAME."
+        )
+    chosen.chain(generator.denoiser, ExampleRng.of(0, [0]))  # refuses a level that this generator has not
+    return Defended(
+        chosen, classifier, generator.denoiser, gradient=gradient, surrogate=surrogate,
+        generator_sha256=generator.sha256,
+    )  # fmt: skip
+
+
+def _from_global(rows: int) -> ExampleRng:
+    """Streams for a call from outside, seeded by torch's global generator, as any random layer is."""
+    return ExampleRng.of(int(torch.randint(2**62, ())), range(rows))
