@@ -97,6 +97,15 @@ class State(Rows):
         idle = torch.zeros_like(y)
         return cls(x=x, y=y, threat=threat, rng=rng, i=idle, x_adv=x, logits=x.new_zeros(len(x), 1), **own)
 
+    def begin_at(self, points: Tensor, known: Tensor) -> Self:
+        """The same rows with these points (B, C, H, W) as the first ones, where they are known (B,) bool.
+
+        An attack whose state has no `x_next` begins where it would.
+        """
+        names = [f.name for f in fields(self) if f.name in ("x_next", "x_prev", "x_max")]
+        begun = {name: torch.where(known.reshape(-1, 1, 1, 1), points, getattr(self, name)) for name in names}
+        return replace(self, **begun) if "x_next" in names else self
+
 
 @runtime_checkable
 class Attack(Protocol):

@@ -23,7 +23,7 @@ from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import ATTACKS, PLANS, register_plan
 from robustgen.threat import ThreatModel
 
-__all__ = ["Plan", "describe", "parameters", "parse_attack", "parse_plan"]
+__all__ = ["Near", "Plan", "Rung", "describe", "parameters", "parse_attack", "parse_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,24 @@ class Near:
 
 
 @dataclass(frozen=True, slots=True)
+class Rung:
+    """An attack on a classifier behind a purifier, and how its gradient crosses that.
+
+    Attributes:
+        attack: what is run.
+        crossing: a mode of `robustgen.purify.gradients`; "transfer" for the classifier without its purifier, where
+            only the last point counts.
+        eot: draws averaged in each query; 1 where nothing is random.
+        warm: begin where the attacks before came nearest.
+    """
+
+    attack: Attack
+    crossing: str
+    eot: int = 1
+    warm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A named list of attacks with a version that rises whenever its figures could change.
 
@@ -48,14 +66,16 @@ class Plan:
         escalation: run as well where a health flag says that gradients may lie.
         individual: every attack sees every correctly classified example and gets a figure of its own.
         eot: draws averaged in each query of a stochastic classifier.
+        growth: run after the others, one after the other, until one breaks next to nothing.
     """
 
     name: str
     version: int
-    attacks: tuple[Attack | Near, ...]
+    attacks: tuple[Attack | Near | Rung, ...]
     escalation: tuple[Attack, ...] = ()
     individual: bool = False
     eot: int = 1
+    growth: tuple[Rung, ...] = ()
 
     def protocol(self, classes: int) -> str:
         """Everything that is run, in one line, for a classifier with so many classes."""
@@ -64,23 +84,40 @@ class Plan:
             parts.append("each attack on all correctly classified examples")
         if self.eot > 1:
             parts.append(f"eot={self.eot}")
+        if self.growth:
+            parts.append("until one breaks next to nothing " + " > ".join(describe(a, classes) for a in self.growth))
         if self.escalation:
             parts.append("where flagged also " + " > ".join(describe(attack, classes) for attack in self.escalation))
         return f"{self.name}/{self.version}: " + "; ".join(parts)
 
     def unconditional(self) -> tuple[Attack, ...]:
-        """The attacks without the condition of `Near`, escalation left out."""
-        return tuple(entry.attack if isinstance(entry, Near) else entry for entry in self.attacks)
+        """The attacks without the condition of `Near` and the crossing of `Rung`; escalation and growth left out."""
+        return tuple(entry.attack if isinstance(entry, Near | Rung) else entry for entry in self.attacks)
 
     def for_all_examples(self) -> Plan:
         """The same plan without what only some examples see: its conditional attacks and its escalation."""
         kept = tuple(attack for attack in self.attacks if not isinstance(attack, Near))
-        return replace(self, attacks=kept, escalation=())
+        return replace(self, attacks=kept, escalation=(), growth=())
+
+    def for_deterministic(self) -> Plan:
+        """The same plan for a classifier that gives the same answer each time: one draw a query."""
+        attacks = tuple(replace(a, eot=1) if isinstance(a, Rung) else a for a in self.attacks)
+        return replace(self, attacks=attacks, growth=tuple(replace(rung, eot=1) for rung in self.growth))
+
+    @property
+    def crosses(self) -> bool:
+        """Whether it is for classifiers behind a purifier."""
+        return any(isinstance(attack, Rung) for attack in (*self.attacks, *self.growth))
 
     def labels(self) -> list[str]:
         """One distinct name an attack, escalation included: the registered one, numbered where it occurs again."""
-        names = [ATTACKS.name_of(attack) for attack in (*self.unconditional(), *self.escalation)]
+        grown = [rung.attack for rung in self.growth]
+        names = [ATTACKS.name_of(attack) for attack in (*self.unconditional(), *grown, *self.escalation)]
+        names = [f"{c.crossing}/{n}" if isinstance(c, Rung) else n for c, n in zip(self._entries(), names, strict=True)]
         return [f"{n}#{names[: k + 1].count(n)}" if names[:k].count(n) else n for k, n in enumerate(names)]
+
+    def _entries(self) -> tuple[Attack | Near | Rung, ...]:
+        return (*self.attacks, *self.growth, *self.escalation)
 
 
 PlanMaker = Callable[[ThreatModel], Plan]
@@ -155,8 +192,11 @@ def strong(_threat: ThreatModel) -> Plan:
     return Plan("strong", 1, attacks)
 
 
-def describe(attack: Attack | Near, classes: int) -> str:
+def describe(attack: Attack | Near | Rung, classes: int) -> str:
     """The registered name and every hyper-parameter: apgd-t(steps=20, restarts=3, loss=dlr-t)."""
+    if isinstance(attack, Rung):
+        how = f" by {attack.crossing}" + (f", eot={attack.eot}" if attack.eot > 1 else "")
+        return f"{describe(attack.attack, classes)}{how}" + (", from the nearest points" if attack.warm else "")
     if isinstance(attack, Near):
         return f"{describe(attack.attack, classes)} where the margin fell below {attack.within:g} of the clean one"
     values = {f.name: getattr(attack, f.name) for f in fields(attack)}  # type: ignore[arg-type]

@@ -31,8 +31,11 @@ def evaluate(
     data: str | tuple[Tensor, Tensor] | None = None,
     threat: str | ThreatModel | None = None,
     *,
-    plan: str = "rapid",
+    plan: str | None = None,
     attacks: str | None = None,
+    purify: str | None = None,
+    gradient: str = "full",
+    eot: int | None = None,
     n: int | None = None,
     ids: str | Sequence[int] | None = None,
     seed: int = 0,
@@ -52,8 +55,11 @@ def evaluate(
         data: a name (`robustgen list data`), "folder:PATH", "npz:PATH" or images (N, C, H, W) and labels (N,); by
             default what the classifier's card names, or the embedded images.
         threat: "linf:8/255", "l2:0.5", "l1:12"; by default what the classifier or the data is known for.
-        plan: a name (`robustgen list plans`) or a TOML file.
+        plan: a name (`robustgen list plans`) or a TOML file; by default "rapid", "adaptive" behind a purifier.
         attacks: instead of a plan, attacks with commas, such as "pgd:steps=20,square".
+        purify: a purifier put in front, such as "diffpure:t=0.1,steps=20" (`robustgen list purifiers`).
+        gradient: how gradients cross it where the plan does not say: "full", "surrogate", "adjoint", "bpda", "none".
+        eot: draws behind each gradient of a random defence, where the plan does not say.
         n: the first n examples; all by default.
         ids: these examples: "0-99,205", a file of ids, or integers.
         seed: of every random draw.
@@ -71,7 +77,7 @@ def evaluate(
     """
     request = Request(
         classifier=classifier, data=data, threat=threat, plan=plan, attacks=attacks, n=n, ids=ids, seed=seed,
-        precision=precision, weights=weights, data_dir=data_dir,
+        precision=precision, weights=weights, data_dir=data_dir, purify=purify, gradient=gradient, eot=eot,
     )  # fmt: skip
     job = prepare(request, device=device, batch_size=batch_size, out=None if out is None else Path(out))
     return run_job(job, progress or Silent())

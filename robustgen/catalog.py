@@ -72,6 +72,12 @@ def _generators() -> dict[str, str]:
     }
 
 
+def _purifiers() -> dict[str, str]:
+    from robustgen.purify.base import PURIFIERS
+
+    return {name: _first_line(PURIFIERS[name]) for name in PURIFIERS}
+
+
 def _samplers() -> dict[str, str]:
     from robustgen.generator.samplers import SAMPLERS
 
@@ -104,6 +110,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "plans": _plans,
     "classifiers": _classifiers,
     "data": _data,
+    "purifiers": _purifiers,
     "generators": _generators,
     "samplers": _samplers,
     "methods": _methods,
@@ -211,6 +218,17 @@ def _generator_details(name: str) -> str:
     )
 
 
+def _purifier_details(name: str) -> str:
+    from robustgen.purify.base import PURIFIERS
+    from robustgen.purify.parse import describe, parse_purifier, settings
+
+    kind, usual = PURIFIERS[name], parse_purifier(name)
+    lines = [f"  {key} = {describe(v) if hasattr(v, 'chain') else v}" for key, v in settings(kind).items()]
+    cost = f"Evaluations of the generator an image: {usual.evaluations}; random: {'yes' if usual.stochastic else 'no'}."
+    title = "Settings (type --purify NAME:setting=value,setting=value):"
+    return "\n".join([f"purifier {name}", "", inspect.getdoc(kind) or "", "", cost, "", title, *lines])
+
+
 def _sampler_details(name: str) -> str:
     from robustgen.generator.samplers import SAMPLERS
 
@@ -241,6 +259,7 @@ _DETAILS: dict[str, Callable[[str], str]] = {
     "plans": _plan_details,
     "classifiers": _classifier_details,
     "data": _data_details,
+    "purifiers": _purifier_details,
     "generators": _generator_details,
     "samplers": _sampler_details,
     "methods": _method_details,

@@ -44,8 +44,17 @@ def eval_command(
         ),
     ] = None,
     threat: Annotated[str | None, typer.Option(help="Such as linf:8/255, l2:0.5 or l1:12.")] = None,
-    plan: Annotated[str | None, typer.Option(help="Plan by name or TOML file (default: rapid).")] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="Plan by name or TOML file (default: rapid; adaptive with --purify).")
+    ] = None,
     attacks: Annotated[str | None, typer.Option(help="Instead of a plan: pgd:steps=20:restarts=2,square")] = None,
+    purify: Annotated[
+        str | None, typer.Option(help="Put a purifier in front: diffpure:t=0.1,steps=20 (`list purifiers`).")
+    ] = None,
+    gradient: Annotated[
+        str, typer.Option(help="How gradients cross it: full, surrogate, adjoint, bpda or none.")
+    ] = "full",
+    eot: Annotated[int | None, typer.Option(help="Draws of a random defence behind each gradient.")] = None,
     start_from: Annotated[
         Path | None, typer.Option(help="Run folder whose witnesses are tried first, as a transfer attack.")
     ] = None,
@@ -74,12 +83,15 @@ def eval_command(
       robustgen eval torchvision:resnet18 --weights my.safetensors --data folder:photos --threat linf:4/255
 
       robustgen eval python:model.py:make --data cifar10 --threat l2:0.5 --attacks pgd:steps=40,square
+
+      robustgen eval fmnist-standard --purify diffpure:t=0.1,steps=5 -n 50
     """
     from robustgen.prepare import Request, prepare
 
     if plan is not None and attacks is not None:
         raise SpecError("--plan and --attacks exclude each other; drop one of them.")
-    asked = {"data": data, "threat": threat, "plan": plan, "attacks": attacks, "ids": ids, "n": n, "seed": seed}
+    asked = {"data": data, "threat": threat, "plan": plan, "attacks": attacks, "ids": ids, "n": n, "seed": seed,
+             "eot": eot}  # fmt: skip
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if suite is not None:
         from robustgen.suites import load_suite
@@ -89,7 +101,10 @@ def eval_command(
         from robustgen.adversarials import Adversarials
 
         given["start"] = Adversarials.of_run(start_from)
-    request = Request(classifier=classifier, precision=precision, weights=weights, data_dir=data_dir, **given)
+    request = Request(
+        classifier=classifier, precision=precision, weights=weights, data_dir=data_dir, purify=purify,
+        gradient=gradient, **given,
+    )  # fmt: skip
     from robustgen.environment import tune_process
     from robustgen.evaluation import run_job
     from robustgen.ranks import joined_ranks
@@ -164,7 +179,8 @@ def list_command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="attacks, plans, classifiers, data, generators, samplers, methods, suites, recipes, tables or flags."
+            help="attacks, plans, classifiers, data, purifiers, generators, samplers, methods, suites, recipes, tables "
+            "or flags."
         ),
     ],
     card_kind: Annotated[
@@ -194,7 +210,7 @@ def show_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="Name of an attack, plan, classifier, generator, sampler, data set, suite, recipe or flag."
+            help="Name of an attack, plan, classifier, purifier, generator, sampler, data set, suite, recipe or flag."
         ),
     ],
 ) -> None:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from robustgen.attacks.plans import Plan
 from robustgen.classifiers import Classifier
 from robustgen.errors import SpecError
 from robustgen.fields import check_value, one_of
-from robustgen.generator.load import load_generator
-from robustgen.purify.base import Chain, Purifier
-from robustgen.purify.gradients import GRADIENTS, Gradient, cross
+from robustgen.generator.load import load_generator, with_precision
+from robustgen.precision import SearchForm, SearchModel
+from robustgen.purify.base import PURIFIERS, Chain, Purifier
+from robustgen.purify.gradients import EXACT, GRADIENTS, Gradient, cross
 from robustgen.purify.parse import describe, parse_purifier
 from robustgen.rng import ExampleRng
 
-__all__ = ["Defended", "defend"]
+__all__ = ["Defended", "crossed_by", "crossing_of", "defence_flags", "defend", "has_generator", "split_name"]
 
 _SEPARATOR = "@"
+
+
+def split_name(spec: str) -> tuple[str, str] | None:
+    """Purifier and classifier of "diffpure:t=0.1@fmnist-at"; None where no purifier stands in front."""
+    purifier, separator, classifier = spec.partition(_SEPARATOR)
+    return (purifier, classifier) if separator and purifier.partition(":")[0] in PURIFIERS else None
 
 
 class Defended(Classifier):
@@ -33,6 +42,7 @@ class Defended(Classifier):
         gradient: how a gradient crosses P; the answers are the same in each mode.
         surrogate: steps of the shorter purifier that the mode of that name differentiates.
         generator_sha256: of the generator's weights.
+        form: in which f is searched; None for f as it is.
     """
 
     def __init__(
@@ -41,9 +51,10 @@ class Defended(Classifier):
         classifier: Classifier,
         denoiser: Any = None,
         *,
-        gradient: Gradient = "full",
+        gradient: str = "full",
         surrogate: int = 5,
         generator_sha256: str = "",
+        form: SearchForm | None = None,
     ) -> None:
         check_value("--gradient", gradient, one_of(*GRADIENTS))
         name = f"{describe(purifier)}{_SEPARATOR}{classifier.card.name}"
@@ -51,9 +62,11 @@ class Defended(Classifier):
         card = replace(classifier.card, name=name, title=name, figures=(), weights=None, sha256=None, kind="user")
         super().__init__(classifier, card, weights_sha256=digest.hexdigest())
         self.purifier, self.undefended, self.denoiser = purifier, classifier, denoiser
+        self.searched: torch.nn.Module = classifier if form is None else SearchModel(classifier, form)
         if denoiser is not None:
             denoiser.eval().requires_grad_(False)
-        self.gradient, self.surrogate = gradient, surrogate
+        self.gradient: Gradient = cast(Gradient, gradient)
+        self.surrogate = surrogate
         self.stochastic = purifier.stochastic
 
     def purify(self, x: Tensor, rng: ExampleRng | None = None) -> Tensor:
@@ -64,16 +77,25 @@ class Defended(Classifier):
 
     def forward(self, x: Tensor, rng: ExampleRng | None = None) -> Tensor:
         """Images (B, C, H, W) float32 in [0, 1] to logits (B, K)."""
-        logits: Tensor = self.undefended(self.purify(x, rng))
+        logits: Tensor = self.searched(self.purify(x, rng))
         return logits
 
-    def crossed_by(self, gradient: Gradient, surrogate: int | None = None) -> Defended:
-        """The same classifier with another gradient; shares every weight."""
-        other = Defended.__new__(Defended)
-        torch.nn.Module.__init__(other)
-        other.__dict__.update(self.__dict__)
-        other.gradient, other.surrogate = gradient, surrogate or self.surrogate
+    def crossed_by(self, gradient: str) -> Classifier:
+        """The same classifier with another gradient, sharing every weight; "transfer" is the one without purifier."""
+        if gradient == "transfer":
+            return self.undefended
+        other = copy.copy(self)
+        check_value("--gradient", gradient, one_of(*GRADIENTS))
+        other.gradient = cast(Gradient, gradient)
         return other
+
+    def in_form(self, form: SearchForm) -> Defended:
+        """The same classifier with its networks in a search form; the image between them stays float32."""
+        low = self.denoiser is not None and form.dtype is torch.bfloat16
+        return Defended(
+            self.purifier, self.undefended, with_precision(self.denoiser, "bfloat16") if low else self.denoiser,
+            gradient=self.gradient, surrogate=self.surrogate, form=form,
+        )  # fmt: skip
 
     def _shorter(self, rng: ExampleRng) -> Chain:
         steps = getattr(self.purifier, "steps", None)
@@ -86,9 +108,7 @@ class Defended(Classifier):
         return chain
 
 
-def defend(
-    classifier: Classifier, purifier: str | Purifier, *, gradient: Gradient = "full", surrogate: int = 5
-) -> Defended:
+def defend(classifier: Classifier, purifier: str | Purifier, *, gradient: str = "full", surrogate: int = 5) -> Defended:
     """A classifier behind a purifier, with its generator loaded, in float32.
 
     Raises:
@@ -111,6 +131,33 @@ def defend(
         chosen, classifier, generator.denoiser, gradient=gradient, surrogate=surrogate,
         generator_sha256=generator.sha256,
     )  # fmt: skip
+
+
+def crossed_by(search: SearchModel, classifier: Classifier, gradient: str) -> SearchModel:
+    """The search form of a defended classifier with another gradient."""
+    assert isinstance(classifier, Defended)  # a plan that crosses is refused for others
+    return SearchModel(classifier.crossed_by(gradient), search.form)
+
+
+def has_generator(classifier: Classifier) -> bool:
+    """Whether each pass asks a generator."""
+    return isinstance(classifier, Defended) and classifier.denoiser is not None
+
+
+def crossing_of(classifier: Classifier, plan: Plan) -> str:
+    """What a protocol says of gradients that cross a purifier, beside what its rungs say; empty without one."""
+    if not isinstance(classifier, Defended) or plan.crosses:
+        return ""
+    return f"; gradient={classifier.gradient}"
+
+
+def defence_flags(classifier: Classifier, plan: Plan) -> list[str]:
+    """Flags that follow from how a purifier is attacked."""
+    if not isinstance(classifier, Defended):
+        return []
+    exact = classifier.gradient in EXACT or any(getattr(rung, "crossing", "") in EXACT for rung in plan.attacks)
+    one_draw = classifier.stochastic and plan.eot == 1 and not plan.crosses
+    return ["gradient-weaker-than-full"] * (not exact) + ["single-draw"] * one_draw
 
 
 def _from_global(rows: int) -> ExampleRng:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustgen.attacks.base import Attack, Rows, State
 from robustgen.attacks.losses import margin
-from robustgen.judge import Judge
+from robustgen.judge import Judge, judging_streams
 from robustgen.memory import is_memory_error
 from robustgen.oracle import Cost, Oracle
 from robustgen.rng import ExampleRng
@@ -112,6 +112,8 @@ def run(
     batch_size: int,
     finish: Callable[[Outcome], None],
     keep_nearest: bool = False,
+    starts: Callable[[int], Tensor | None] | None = None,
+    only_last: bool = False,
 ) -> None:
     """Attack each example until it is broken or every restart has been spent.
 
@@ -126,6 +128,8 @@ def run(
         batch_size: rows held at once.
         finish: called once for each id, as soon as its outcome is known.
         keep_nearest: fill in `Outcome.nearest` of those that were not broken.
+        starts: where an example begins, (C, H, W), instead of where the attack would; None for there.
+        only_last: only the last point of a row is judged: the oracle speaks for another classifier than the judge.
     """
     waiting = deque(_Entry(id_) for id_ in ids)
     rows: _Batch | None = None
@@ -133,14 +137,14 @@ def run(
         vacant = batch_size - (0 if rows is None else len(rows))
         if waiting and (rows is None or vacant * _REFILL_SHARE >= batch_size or vacant >= len(waiting)):
             entering = [waiting.popleft() for _ in range(min(vacant, len(waiting)))]
-            fresh = _enter(attack, oracle, fetch, threat, seed, entering, keep_nearest)
+            fresh = _enter(attack, oracle, fetch, threat, seed, entering, keep_nearest, starts)
             rows = fresh if rows is None else rows.join(fresh)
         assert rows is not None
         largest = _round(rows, attack, oracle)
         if largest < min(len(rows), batch_size):
             batch_size = largest
             log.warning("memory is exhausted by a larger batch: going on with %d rows at once, same results", largest)
-        rows = _settle(rows, attack, judge, waiting, finish)
+        rows = _settle(rows, attack, judge, waiting, finish, only_last)
 
 
 def _enter(
@@ -151,13 +155,20 @@ def _enter(
     seed: int,
     entering: Sequence[_Entry],
     keep_nearest: bool,
+    starts: Callable[[int], Tensor | None] | None,
 ) -> _Batch:
     ids, restarts, forwards, backwards, near, missed = (
         torch.tensor(column) for column in zip(*(entry[:6] for entry in entering), strict=True)
     )
     x, y = fetch(ids.tolist())
-    before = oracle.cost
-    state = attack.init(oracle, x, y, threat, ExampleRng.of(seed, ids, restarts))
+    before, rng = oracle.cost, ExampleRng.of(seed, ids, restarts)
+    oracle.look_at(rng, torch.zeros_like(ids))
+    state = attack.init(oracle, x, y, threat, rng)
+    if starts is not None:
+        given = [starts(id_) for id_ in ids.tolist()]
+        known = torch.tensor([start is not None for start in given], device=x.device)
+        points = torch.stack([image if start is None else start.to(x) for start, image in zip(given, x, strict=True)])
+        state = state.begin_at(threat.project(x, points), known)
     nearest = None
     if keep_nearest:
         points = [image if entry.nearest is None else entry.nearest for entry, image in zip(entering, x, strict=True)]
@@ -170,6 +181,7 @@ def _enter(
 def _round(rows: _Batch, attack: Attack, oracle: Oracle) -> int:
     """One step for every row; where memory runs out, in halves. Returns the largest batch that went through."""
     before = oracle.cost
+    oracle.look_at(rows.state.rng, rows.state.i + 1)
     try:
         state = attack.step(oracle, rows.state)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises the plain kind
@@ -194,11 +206,13 @@ def _settle(
     judge: Judge,
     waiting: deque[_Entry],
     finish: Callable[[Outcome], None],
+    only_last: bool,
 ) -> _Batch | None:
     """Let out the rows that are broken, ill or done; returns those that stay, or None."""
     s = rows.state
     ill = ~s.logits.isfinite().all(1)
-    broken = _judge_candidates(rows, judge, _measure(rows, judge.threat, ill), finish)
+    silent = ill | (s.i < attack.rounds) if only_last else ill
+    broken = _judge_candidates(rows, judge, _measure(rows, judge.threat, silent), finish)
     done = (s.i >= attack.rounds).cpu() & ~broken & ~ill.cpu()
     for row in ill.nonzero().flatten().tolist():
         finish(_unbroken(rows, row, "the model's output is not finite (NaN or infinity)"))
@@ -214,7 +228,7 @@ def _settle(
     return rows if stay.all() else rows.take(stay.nonzero().flatten())
 
 
-def _measure(rows: _Batch, threat: ThreatModel, ill: Tensor) -> Tensor:
+def _measure(rows: _Batch, threat: ThreatModel, silent: Tensor) -> Tensor:
     """Keep each row's smallest margin inside the threat model; (B,) bool: the search form errs on a point inside.
 
     Where a point lies is asked only where it matters, since most rounds bring most rows nothing new.
@@ -222,8 +236,8 @@ def _measure(rows: _Batch, threat: ThreatModel, ill: Tensor) -> Tensor:
     s = rows.state
     gap = margin(s.logits, s.y)
     missed = s.logits.argmax(1) != s.y
-    candidates = ((missed | (gap < rows.margin.to(gap.device))) & ~ill).nonzero().flatten()
-    hit = torch.zeros_like(ill)
+    candidates = ((missed | (gap < rows.margin.to(gap.device))) & ~silent).nonzero().flatten()
+    hit = torch.zeros_like(silent)
     if len(candidates):
         inside = candidates[threat.contains(s.x[candidates], s.x_adv[candidates])]
         hit[inside] = missed[inside]
@@ -248,7 +262,8 @@ def _judge_candidates(rows: _Batch, judge: Judge, hit: Tensor, finish: Callable[
     candidates = hit.nonzero().flatten()
     if not len(candidates):
         return broken
-    verdict = judge(s.x[candidates], s.y[candidates], s.x_adv[candidates])
+    rng = judging_streams(s.rng.take(candidates), s.i[candidates])
+    verdict = judge(s.x[candidates], s.y[candidates], s.x_adv[candidates], rng)
     for k in verdict.broken.nonzero().flatten().tolist():
         row = int(candidates[k])
         broken[row] = True

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from robustgen import engine
+from robustgen.defended import crossed_by, has_generator
 from robustgen.environment import describe_environment
 from robustgen.health import FLAGS, Health, black_box_wins, broken_without_gradients, inspect_classifier
 from robustgen.journal import Journal
-from robustgen.judge import Judge, strict_float32
+from robustgen.judge import Judge, clean_streams, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.prepare import Job, Stage
 from robustgen.progress import Progress
@@ -26,6 +27,8 @@ from robustgen.scoring import VOTES, score_stochastic
 
 __all__ = ["run_job"]
 
+_HEALTH_ROWS_BEHIND_A_GENERATOR = (8, 8)  # where a pass costs tens of evaluations
+_QUIET = 0.005  # share of the examples that a rung must break for the next, larger one to be run
 _HEALTH_ROWS = (16, 64)  # at least and at most; an eighth of the examples in between, so that the cost stays small
 
 
@@ -54,6 +57,7 @@ def run_job(job: Job, progress: Progress, ranks: Ranks = Ranks()) -> RunRecord: 
             run.clean()
             for stage in job.stages:
                 run.attack(stage)
+            run.grow()
             run.escalate()
             run.survivors()
             journal.flush()
@@ -95,7 +99,7 @@ class _Run:
         self.randomised = "randomised" in self.health.flags
         votes = VOTES if self.randomised else 1
         self.judges = {threat: Judge(job.classifier, threat, votes=votes) for threat in job.threats}
-        self.oracle = Oracle(job.search, eot=job.plan.eot)
+        self.oracles: dict[tuple[str, int] | None, Oracle] = {None: Oracle(job.search, eot=job.plan.eot)}
         self.labels: dict[int, int] = {}
         self.before = set(journal.done)  # by earlier processes, and known to every rank
         self.standing = [id_ for id_ in job.ids if id_ not in journal.done][ranks.rank :: ranks.size]
@@ -112,7 +116,8 @@ class _Run:
     def _inspect(self) -> Health:
         """Health checks on the first examples."""
         begun, ids = time.perf_counter(), self.job.ids
-        rows = min(len(ids), max(_HEALTH_ROWS[0], min(_HEALTH_ROWS[1], len(ids) // 8)))
+        least, most = _HEALTH_ROWS if not has_generator(self.job.classifier) else _HEALTH_ROWS_BEHIND_A_GENERATOR
+        rows = min(len(ids), max(least, min(most, len(ids) // 8)))
         self.progress.start("health", rows)
         x, y = self.fetch(ids[:rows])
         found = inspect_classifier(self.job.classifier, x, y, self.job.threats[0], seed=self.job.spec.seed)
@@ -134,7 +139,7 @@ class _Run:
         for at in range(0, len(todo), self.job.batch_size):
             ids = todo[at : at + self.job.batch_size]
             x, y = self.fetch(ids)
-            predictions, margin = judge.look(x, y)
+            predictions, margin = judge.look(x, y, clean_streams(self.job.spec.seed, ids))
             for id_, label, prediction, gap in zip(ids, y.tolist(), predictions.tolist(), margin.tolist(), strict=True):
                 self.labels[id_] = label
                 if prediction == label:
@@ -170,10 +175,16 @@ class _Run:
         self.progress.start(stage.label, len(todo))
         broken: set[int] = set()
         settled = 0
+        blind, warm = stage.rung is not None and stage.rung.crossing == "transfer", stage.rung and stage.rung.warm
+        if warm:
+            self.journal.flush()
+        near = self.journal.parts("near") if warm else {}
 
         def finish(outcome: engine.Outcome) -> None:
             nonlocal settled
             settled += 1
+            if blind and not outcome.broken:  # how near another classifier came says nothing of this one
+                outcome = replace(outcome, margin=math.inf, missed=False, nearest=None)
             nearer, again = outcome.margin < self.margin[outcome.id], outcome.id in self.hits
             self._left(stage, outcome)
             if outcome.broken:
@@ -186,13 +197,34 @@ class _Run:
             self.progress.advance(settled, f"{len(broken)} broken")
 
         engine.run(
-            stage.attack, self.oracle, self.judges[stage.threat], self.fetch, todo, stage.threat,
+            stage.attack, self._oracle(stage), self.judges[stage.threat], self.fetch, todo, stage.threat,
             seed=stage_seed(self.job.spec.seed, stage.label), batch_size=self.job.batch_size, finish=finish,
-            keep_nearest=self.randomised,
+            keep_nearest=self.randomised or self.job.plan.crosses, only_last=blind,
+            starts=(lambda id_: near[id_] if id_ in near else None) if warm else None,  # noqa: SIM401 -- no dict
         )  # fmt: skip
         if not self.job.plan.individual:
             self.standing = [id_ for id_ in self.standing if id_ not in broken]
         self._clock(stage.label, begun)
+
+    def _oracle(self, stage: Stage) -> Oracle:
+        """The search form, with the gradient and the draws that a rung asks for."""
+        rung = stage.rung
+        key = None if rung is None else (rung.crossing, rung.eot)
+        if key not in self.oracles:
+            assert rung is not None
+            model = crossed_by(self.job.search, self.job.classifier, rung.crossing)
+            self.oracles[key] = Oracle(model, eot=1 if rung.crossing == "transfer" else rung.eot)
+        return self.oracles[key]
+
+    def grow(self) -> None:
+        """Run what grows, until one breaks fewer than one in two hundred, and fewer than one, of all examples."""
+        for stage in self.job.growth:
+            self.ran.append(stage.label)
+            self.attack(stage)
+            mine = sum(e.broken_by == stage.label for id_, e in self.journal.done.items() if id_ not in self.before)
+            again = sum(e.broken_by == stage.label for e in self.journal.done.values()) if self.ranks.first else mine
+            if sum(self.ranks.gather(again)) < max(1, _QUIET * len(self.job.ids)):
+                return
 
     def _left(self, stage: Stage, outcome: engine.Outcome) -> None:
         """Remember what an attack left of an example, now or in an earlier process."""

@@ -81,6 +81,18 @@ FLAGS: dict[str, Flag] = {
         "a defence that optimises at test time may hide its gradients or adapt to the attack",
         "attack through the inner optimisation, or transfer from the static classifier",
     ),
+    "gradient-weaker-than-full": Flag(
+        "no attack had the exact gradient through the purifier",
+        "what BPDA, a surrogate or no gradient leave standing often falls to the exact gradient",
+        "attack with --plan adaptive, or with --gradient full",
+        escalates=False,
+    ),
+    "single-draw": Flag(
+        "a purifier with noise was attacked with gradients of one draw",
+        "such a gradient points where one draw fails, not where most of them do",
+        "raise --eot to 10 or more, or attack with --plan adaptive",
+        escalates=False,
+    ),
     "not-finite": Flag(
         "the classifier returned NaN or infinity on some images",
         "such an image is a failure of the classifier, and no attack is credited with it",

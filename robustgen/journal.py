@@ -169,7 +169,9 @@ class Journal:
         self.flush()
         with disk_errors(self.folder):
             examples = sorted(self.done.values(), key=lambda e: e.id)
-            pack_parts(self.folder / "witnesses", self.parts(), [e.id for e in examples if e.distance is not None])
+            witnesses = self.folder / "witnesses"
+            pack_parts(witnesses, self.parts(), [e.id for e in examples if e.distance is not None])
+            pack_parts(witnesses, self.parts("near"), [e.id for e in examples if e.distance is None], "nearest")
             replace(self.folder / "examples.jsonl", "".join(e.line() + "\n" for e in examples).encode())
             write_json(self.folder / "seconds.json", self.all_seconds())
             write_json(self.folder / "record.json", record.stored())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,22 @@ from torch.nn.functional import one_hot
 
 from robustgen.attacks.losses import margin
 from robustgen.memory import is_memory_error
+from robustgen.oracle import split_draws
 from robustgen.precision import standard_layout
+from robustgen.rng import ExampleRng, child_stream, streams_at, streams_of_draws
 from robustgen.threat import ThreatModel
 
-__all__ = ["Judge", "Verdict", "strict_float32"]
+__all__ = ["Judge", "Verdict", "clean_streams", "judging_streams", "strict_float32"]
+
+
+def clean_streams(seed: int, ids: Sequence[int]) -> ExampleRng:
+    """Where the noise comes from when clean images are judged."""
+    return child_stream(ExampleRng.of(seed, ids), "clean")
+
+
+def judging_streams(rng: ExampleRng, rounds: Tensor) -> ExampleRng:
+    """Where the noise comes from when points of an attack are judged, its streams `rng` at these `rounds` (B,)."""
+    return streams_at(rng, "judge", rounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,38 +61,58 @@ class Judge:
         self.threat = threat
         self.votes = votes
 
-    def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Prediction (B,) int64 of each image x (B, C, H, W), -1 where a logit is not finite; and its margin (B,)."""
-        passes = [self._logits(x) for _ in range(self.votes)]
-        mean = torch.stack(passes).mean(0)
+    @property
+    def stochastic(self) -> bool:
+        """Whether the classifier takes the streams that its noise comes from."""
+        return bool(getattr(self.classifier, "stochastic", False))
+
+    def look(self, x: Tensor, y: Tensor, rng: ExampleRng | None = None) -> tuple[Tensor, Tensor]:
+        """Prediction (B,) int64 of each image x (B, C, H, W), -1 where a logit is not finite; and its margin (B,).
+
+        Args:
+            x: images.
+            y: labels.
+            rng: one stream a row for classifiers that take them; None for torch's global generator.
+        """
+        passes = self.passes(x, self.votes, rng)
+        mean = passes.mean(0)
         sick = ~mean.isfinite().all(1)
-        if self.votes == 1:
-            prediction = mean.argmax(1)
-        else:  # the mode by counting; torch.mode would call ties for the smallest class as well
-            prediction = sum(one_hot(z.argmax(1), z.shape[1]) for z in passes).argmax(1)  # type: ignore[union-attr]
+        # The mode by counting; torch.mode would call ties for the smallest class as well.
+        prediction = one_hot(passes.argmax(2), mean.shape[1]).sum(0).argmax(1)
         return torch.where(sick, -1, prediction), margin(mean, y)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """(B,) int64: the class of each image x (B, C, H, W); -1 where a logit is not finite."""
-        return self.look(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))[0]
+    def passes(self, x: Tensor, votes: int, rng: ExampleRng | None = None) -> Tensor:
+        """(votes, B, K) float32 logits of the images x (B, C, H, W), each pass with chance of its own."""
+        if rng is None or not self.stochastic:
+            return torch.stack([self._logits(x, ()) for _ in range(votes)])
+        parts = [
+            self._logits(x.repeat(len(draws), 1, 1, 1), (streams_of_draws(rng, draws),)).unflatten(0, (len(draws), -1))
+            for draws in split_draws(votes, len(x))
+        ]
+        return torch.cat(parts)
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def predict(self, x: Tensor, rng: ExampleRng | None = None) -> Tensor:
+        """(B,) int64: the class of each image x (B, C, H, W); -1 where a logit is not finite."""
+        return self.look(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), rng)[0]
+
+    def _logits(self, x: Tensor, streams: tuple[ExampleRng, ...]) -> Tensor:
         """Logits (B, K) in float32; in halves where memory runs out."""
         try:
             with torch.no_grad():
-                logits: Tensor = self.classifier(standard_layout(x))
+                logits: Tensor = self.classifier(standard_layout(x), *streams)
         except RuntimeError as error:
             if len(x) == 1 or not is_memory_error(error):
                 raise
-            return torch.cat([self._logits(half) for half in x.tensor_split(2)])
+            halves = torch.arange(len(x)).tensor_split(2)
+            return torch.cat([self._logits(x[half], tuple(s.take(half) for s in streams)) for half in halves])
         return logits
 
-    def __call__(self, x: Tensor, y: Tensor, x_adv: Tensor) -> Verdict:
+    def __call__(self, x: Tensor, y: Tensor, x_adv: Tensor, rng: ExampleRng | None = None) -> Verdict:
         """Judge x_adv (B, C, H, W) against the clean x and the labels y (B,).
 
         Logits that are not finite are a failure of the model, not a success of the attack: never broken.
         """
-        prediction = self.predict(x_adv)
+        prediction = self.predict(x_adv, rng)
         inside = self.threat.contains(x, x_adv)
         broken = inside & (prediction != y) & (prediction >= 0)
         return Verdict(broken, inside, prediction, self.threat.distance(x, x_adv))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor, nn
 
 from robustgen.attacks.base import Query
 from robustgen.attacks.losses import LossFn
+from robustgen.rng import ExampleRng, child_stream, streams_at, streams_of_draws
 
-__all__ = ["Cost", "Oracle"]
+__all__ = ["Cost", "Oracle", "split_draws"]
+
+_ROWS = 256  # of several draws at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class Oracle:
     """Answers queries in the search form of a classifier.
 
     Args:
-        model: (B, C, H, W) float32 in [0, 1] -> (B, K) float32, eval mode, parameters frozen.
+        model: (B, C, H, W) float32 in [0, 1] -> (B, K) float32, eval mode, parameters frozen. One that says
+            `stochastic` is given streams as second argument, once `look_at` has told whose rows they are.
         eot: draws averaged in each query of a stochastic model (expectation over transformation; Athalye et al.
             2018, arXiv:1802.00420, section 4.2); 1 for deterministic models.
     """
@@ -40,6 +45,17 @@ class Oracle:
         self.model = model
         self.eot = eot
         self.cost = Cost()
+        self._streams: ExampleRng | None = None
+        self._queries = 0
+
+    def look_at(self, rng: ExampleRng, place: Tensor) -> None:
+        """Say whose rows the queries are about from now on, each at its place (B,) int64 in the attack.
+
+        Noise then belongs to (example, restart, place, query, draw), whatever the batch that an example is in.
+        """
+        if getattr(self.model, "stochastic", False):
+            self._streams = streams_at(rng, "query", place)
+            self._queries = 0
 
     def logits(self, x: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, K) float32, averaged over `eot` draws, without gradients; rows that are `known` are taken from there."""
@@ -48,32 +64,50 @@ class Oracle:
             return self._forward(x)
         rows, logits = (~known[0]).nonzero().flatten(), known[1].clone()
         if len(rows):
-            logits[rows] = self._forward(x[rows])
+            logits[rows] = self._forward(x[rows], rows)
         return logits
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        total = torch.zeros(())
         with torch.no_grad():
-            total = sum(self.model(x) for _ in range(self.eot))
-        assert isinstance(total, Tensor)
+            for copies, streams in self._draws(len(x), rows):
+                total = total + self.model(x.repeat(copies, 1, 1, 1), *streams).unflatten(0, (copies, -1)).sum(0)
         return total / self.eot
+
+    def _draws(self, size: int, rows: Tensor | None = None) -> Iterator[tuple[int, tuple[ExampleRng, ...]]]:
+        """How often the images go into the model at once, and what goes with them, until every draw is done.
+
+        Few rows with streams of their own are sent several times in one batch, which costs less than one by one.
+        """
+        self._queries += 1
+        if self._streams is None:  # chance that is drawn for a batch, by a model of the user, is drawn for each draw
+            yield from ((1, ()) for _ in range(self.eot))
+            return
+        own = self._streams if rows is None else self._streams.take(rows)
+        own = child_stream(own, f"query {self._queries}")
+        for draws in split_draws(self.eot, size):
+            yield len(draws), (streams_of_draws(own, draws),)
 
     def grad(self, x: Tensor, y: Tensor, loss: LossFn) -> Query:
         """Loss (B,), its gradient (B, C, H, W) and logits (B, K) at x, each the mean of `eot` draws.
 
         Where the loss does not depend on x the gradient is zero.
         """
-        losses, grads, outputs = [], [], []
-        for _ in range(self.eot):
+        losses, grads, outputs = torch.zeros(()), torch.zeros_like(x), torch.zeros(())
+        for copies, streams in self._draws(len(x)):
             leaf = x.detach().requires_grad_()
-            logits = self.model(leaf)
-            value = loss(logits, y)
-            grad = None
+            logits = self.model(leaf.repeat(copies, 1, 1, 1) if copies > 1 else leaf, *streams)
+            value = torch.stack([loss(part, y) for part in logits.split(len(x))])
             if value.requires_grad:
                 (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
-            losses.append(value.detach())
-            grads.append(torch.zeros_like(x) if grad is None else grad)
-            outputs.append(logits.detach())
+                grads = grads if grad is None else grads + grad
+            losses = losses + value.detach().sum(0)
+            outputs = outputs + logits.detach().unflatten(0, (copies, -1)).sum(0)
         self.cost += Cost(len(x) * self.eot, len(x) * self.eot)
-        if self.eot == 1:
-            return Query(losses[0], grads[0], outputs[0])
-        return Query(*(torch.stack(part).mean(0) for part in (losses, grads, outputs)))
+        return Query(losses / self.eot, grads / self.eot, outputs / self.eot)
+
+
+def split_draws(draws: int, rows: int) -> Iterator[range]:
+    """Draws in groups that make a batch of at most `_ROWS` rows, one draw at least."""
+    size = max(1, _ROWS // max(rows, 1))
+    yield from (range(first, min(first + size, draws)) for first in range(0, draws, size))

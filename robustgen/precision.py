@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.errors import SpecError
+from robustgen.rng import ExampleRng
 
 __all__ = ["SearchForm", "SearchModel", "choose_form", "has_bfloat16", "parse_form", "standard_layout"]
 
@@ -65,6 +66,8 @@ class _Float32Head(nn.Module):
 class SearchModel(nn.Module):
     """The classifier in a `SearchForm`: (B, C, H, W) float32 in [0, 1] -> (B, K) float32.
 
+    A classifier that is made of several networks says itself what it is in a form, by a method `in_form`.
+
     Raises:
         Exception: whatever the network raises when it cannot take that form; `choose_form` catches it.
     """
@@ -72,8 +75,13 @@ class SearchModel(nn.Module):
     def __init__(self, classifier: nn.Module, form: SearchForm) -> None:
         super().__init__()
         self.form = form
+        self.stochastic: bool = getattr(classifier, "stochastic", False)
+        self.converts = not hasattr(classifier, "in_form")
         if str(form) == _PLAIN:
             self.network: nn.Module = classifier
+            return
+        if not self.converts:
+            self.network = classifier.in_form(form)  # type: ignore[operator]
             return
         network = _fold(classifier) if form.folded else copy.deepcopy(classifier)
         network.eval().requires_grad_(False)
@@ -84,10 +92,11 @@ class SearchModel(nn.Module):
             network.to(memory_format=torch.channels_last)
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.form.dtype)
-        x = x.contiguous(memory_format=torch.channels_last) if self.form.channels_last else standard_layout(x)
-        logits: Tensor = self.network(x)
+    def forward(self, x: Tensor, *streams: ExampleRng) -> Tensor:
+        if self.converts:
+            x = x.to(self.form.dtype)
+            x = x.contiguous(memory_format=torch.channels_last) if self.form.channels_last else standard_layout(x)
+        logits: Tensor = self.network(x, *streams)
         return logits.float()
 
 

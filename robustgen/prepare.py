@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from robustgen.adversarials import Adversarials
 from robustgen.attacks.base import Attack
-from robustgen.attacks.plans import Near, Plan, parse_plan
+from robustgen.attacks.plans import Near, Plan, Rung, parse_plan
 from robustgen.attacks.replay import Replay
 from robustgen.cards import Card, bundled_cards
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.defended import Defended, crossing_of, defence_flags, defend, split_name
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
 from robustgen.health import is_stochastic
@@ -43,13 +44,16 @@ class Request:
     classifier: str | nn.Module = "fmnist-at"
     data: str | tuple[Tensor, Tensor] | None = None
     threat: str | ThreatModel | None = None
-    plan: str = "rapid"
+    plan: str | None = None  # "adaptive" behind a purifier, else "rapid"
     attacks: str | Sequence[Attack] | None = None
     start: Adversarials | None = None
     n: int | None = None
     ids: str | Sequence[int] | None = None
     seed: int = 0
     precision: str = "auto"
+    purify: str | None = None
+    gradient: str = "full"
+    eot: int | None = None
     weights: str | Path | None = None
     data_dir: str | Path | None = None
 
@@ -62,6 +66,7 @@ class Stage:
     attack: Attack
     threat: ThreatModel
     within: float | None = None  # only examples whose margin earlier attacks brought below this share of the clean one
+    rung: Rung | None = None  # how its gradient crosses a purifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +81,7 @@ class Job:
     threats: tuple[ThreatModel, ...]
     plan: Plan
     stages: tuple[Stage, ...]
+    growth: tuple[Stage, ...]
     escalation: tuple[Stage, ...]
     device: torch.device
     batch_size: int
@@ -96,22 +102,20 @@ def prepare(
     _check_values(request, batch_size)
     where = pick_device(device)
     threats = () if request.threat is None else ThreatModel.parse_all(request.threat)
-    parse_plan(
-        request.plan, request.attacks, threats[0] if threats else ThreatModel("linf", 0.1)
-    )  # names and parameters, before any file
+    _plan_of(request, threats[0] if threats else ThreatModel("linf", 0.1))  # names and parameters, before any file
     data_dir = None if request.data_dir is None else Path(request.data_dir)
     dataset = load_data(_default_data(request.classifier) if request.data is None else request.data, data_dir=data_dir)
     ids = _choose_ids(request, dataset)
-    classifier = load_classifier(request.classifier, weights=request.weights, shape=dataset.shape).to(where)
+    classifier = _load(request, dataset).to(where)
     threats = threats or ThreatModel.parse_all(_default_threat(classifier, dataset))
-    plans = [_with_start(parse_plan(request.plan, request.attacks, threat), request.start) for threat in threats]
-    stages, escalation = _stages(plans, threats)
+    plans = [_plan_for(request, classifier, threat) for threat in threats]
+    stages, growth, escalation = _stages(plans, threats)
     x, y = (part.to(where) for part in dataset.batch(ids[:_PROBE_ROWS]))
     with torch.random.fork_rng(
         devices=[where] if where.type == "cuda" else []
     ):  # a stochastic classifier draws from it
         flags = check_classifier(classifier, x, torch.as_tensor(dataset.labels[list(ids)]))
-        for stage in (*stages, *escalation):  # one example each: an attack may refuse a norm
+        for stage in (*stages, *growth, *escalation):  # one example each: an attack may refuse a norm
             stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
         classes = _count_classes(classifier, x)
         if plans[0].eot > 1 and not is_stochastic(classifier, x):
@@ -127,7 +131,7 @@ def prepare(
         ids=compact_ids(ids),
         threat=",".join(str(threat) for threat in threats),
         plan=plans[0].name,
-        protocol=_protocol(plans, threats, classes),
+        protocol=_protocol(plans, threats, classes) + crossing_of(classifier, plans[0]),
         seed=request.seed,
         precision=request.precision,
     )
@@ -138,11 +142,48 @@ def prepare(
     spec = replace(spec, precision=str(search.form))
     return Job(
         spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
-        plan=plans[0], stages=stages, escalation=escalation,
+        plan=plans[0], stages=stages, growth=growth, escalation=escalation,
         device=where, batch_size=batch_size or DEFAULT_BATCH,
         folder=out or Path("runs") / f"{stem}-{spec.identity()[:8]}",
-        flags=tuple(flags), notes=tuple(notes),
+        flags=(*flags, *defence_flags(classifier, plans[0])), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _load(request: Request, dataset: Dataset) -> Classifier:
+    """The classifier, behind its purifier where one is asked for."""
+    name, purifier = request.classifier, request.purify
+    if isinstance(name, str) and (split := split_name(name)) is not None:
+        if purifier is not None:
+            raise SpecError(f"{name} has a purifier already; drop --purify.")
+        purifier, name = split
+    classifier = load_classifier(name, weights=request.weights, shape=dataset.shape)
+    if purifier is not None:
+        return defend(classifier, purifier, gradient=request.gradient)
+    if request.gradient != "full":
+        raise SpecError("--gradient says how gradients cross a purifier; add --purify NAME, or drop it.")
+    return classifier
+
+
+def _plan_of(request: Request, threat: ThreatModel) -> Plan:
+    named = isinstance(request.classifier, str) and split_name(request.classifier) is not None
+    default = "adaptive" if named or request.purify is not None else "rapid"
+    plan = _with_start(parse_plan(request.plan or default, request.attacks, threat), request.start)
+    return plan if request.eot is None else replace(plan, eot=request.eot)
+
+
+def _plan_for(request: Request, classifier: Classifier, threat: ThreatModel) -> Plan:
+    """The plan, if it suits the classifier."""
+    plan = _plan_of(request, threat)
+    if not plan.crosses:
+        return plan
+    if not isinstance(classifier, Defended):
+        raise SpecError(
+            f"--plan {plan.name} crosses a purifier, and {classifier.card.name} has none; add --purify NAME "
+            "(`robustgen list purifiers`), or type --plan rapid."
+        )
+    if not hasattr(classifier.purifier, "steps"):  # nothing to shorten: that rung would be the one by exact gradients
+        plan = replace(plan, attacks=tuple(a for a in plan.attacks if getattr(a, "crossing", "") != "surrogate"))
+    return plan if classifier.stochastic else plan.for_deterministic()
 
 
 def _with_start(plan: Plan, start: Adversarials | None) -> Plan:
@@ -159,23 +200,21 @@ def _shared_form(
     return chosen or choose_form(classifier, x, y, str(form))
 
 
-def _stages(plans: Sequence[Plan], threats: Sequence[ThreatModel]) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
-    """The attacks of a plan under each threat model in turn, and those of its escalation."""
-    stages: list[Stage] = []
-    escalation: list[Stage] = []
+def _stages(plans: Sequence[Plan], threats: Sequence[ThreatModel]) -> tuple[tuple[Stage, ...], ...]:
+    """The attacks of a plan under each threat model in turn, those of its growth, and those of its escalation."""
+    parts: tuple[list[Stage], ...] = ([], [], [])
     for plan, threat in zip(plans, threats, strict=True):
         prefix = f"{threat.norm}/" if len(threats) > 1 else ""
-        labels = [prefix + label for label in plan.labels()]
-        count = len(plan.attacks)
-        stages += [_stage(label, entry, threat) for label, entry in zip(labels[:count], plan.attacks, strict=True)]
-        escalation += [
-            Stage(label, attack, threat) for label, attack in zip(labels[count:], plan.escalation, strict=True)
-        ]
-    return tuple(stages), tuple(escalation)
+        labels = iter([prefix + label for label in plan.labels()])
+        for part, entries in zip(parts, (plan.attacks, plan.growth, plan.escalation), strict=True):
+            part += [_stage(next(labels), entry, threat) for entry in entries]
+    return tuple(tuple(part) for part in parts)
 
 
-def _stage(label: str, entry: Attack | Near, threat: ThreatModel) -> Stage:
-    return Stage(label, entry.attack, threat, entry.within) if isinstance(entry, Near) else Stage(label, entry, threat)
+def _stage(label: str, entry: Attack | Near | Rung, threat: ThreatModel) -> Stage:
+    if isinstance(entry, Near):
+        return Stage(label, entry.attack, threat, within=entry.within)
+    return Stage(label, entry.attack, threat, rung=entry) if isinstance(entry, Rung) else Stage(label, entry, threat)
 
 
 def _protocol(plans: Sequence[Plan], threats: Sequence[ThreatModel], classes: int) -> str:
@@ -203,7 +242,9 @@ def _check_values(request: Request, batch_size: int | None) -> None:
         raise SpecError(f"threat must be a text such as 'linf:8/255', got {request.threat!r}.")
     if not isinstance(request.n, int | None):
         raise SpecError(f"--n must be an integer, got {request.n!r}.")
-    if request.attacks is not None and request.plan != "rapid":
+    if request.eot is not None and request.eot < 1:
+        raise SpecError(f"--eot must be >= 1, got {request.eot}.")
+    if request.attacks is not None and request.plan is not None:
         raise SpecError("--plan and --attacks exclude each other; drop one of them.")
 
 
@@ -221,6 +262,7 @@ def _default_data(classifier: str | nn.Module) -> str:
     """The data that the card names; the embedded images for Fashion-MNIST, or where no card says."""
     if isinstance(classifier, nn.Module):
         return _EMBEDDED
+    classifier = (split_name(classifier) or ("", classifier))[1]
     path = bundled_cards().get(classifier) or (Path(classifier) if classifier.endswith(".json") else None)
     named = None if path is None else Card.load(path).data
     return _EMBEDDED if named in (None, "fashion-mnist") else named

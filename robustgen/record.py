@@ -76,24 +76,31 @@ class AttackSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StochasticScore:
-    """Robust accuracy of a randomised classifier in four ways, all on the images that the run ended with.
+    """Robust accuracy of a randomised classifier in several ways, all on the images that the run ended with.
+
+    An image that is right in k of the draws counts with the probability that follows from k, which is unbiased.
 
     Attributes:
-        draws: fresh passes behind the majority.
-        resubmissions: of those, how many an adversary may try in `worst_of_n`.
-        single_shot: right in one fresh pass.
-        majority: right by the majority of all draws.
+        draws: fresh passes over each image.
+        votes: behind a majority.
+        resubmissions: how often an adversary may try in `worst_of_n`.
+        single_shot: right in one pass.
+        majority: right by the majority of the votes.
         worst_of_n: right in each of the resubmissions.
-        one_miss: never misclassified by any query of the attacks, nor by one pass over the clean image: how `rand` of
-            AutoAttack counts, which calls one lucky miss a break.
+        clean_single_shot, clean_majority, clean_worst_of_n: the same without any attack.
+        protocols: what published protocols would have said of the same images, by name.
     """
 
     draws: int
+    votes: int
     resubmissions: int
     single_shot: Estimate
     majority: Estimate
     worst_of_n: Estimate
-    one_miss: Estimate
+    clean_single_shot: Estimate
+    clean_majority: Estimate
+    clean_worst_of_n: Estimate
+    protocols: dict[str, Estimate]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +191,9 @@ class RunRecord:
             kept["attacks"] = tuple(_attack_summary(row) for row in kept["attacks"])
             if kept["stochastic"] is not None:
                 score: dict[str, Any] = kept["stochastic"]
+                told = {name: Estimate(**v) for name, v in score.pop("protocols").items()}
                 score = {k: Estimate(**v) if isinstance(v, dict) else v for k, v in score.items()}
+                score["protocols"] = told
                 kept["stochastic"] = StochasticScore(**score)
             kept.update(flags=tuple(kept["flags"]), notes=tuple(kept["notes"]), run=str(run))
             return cls(**kept)

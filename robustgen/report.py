@@ -10,7 +10,7 @@ from rich.table import Table
 
 from robustgen.errors import SpecError
 from robustgen.health import FLAGS
-from robustgen.record import RunRecord
+from robustgen.record import RunRecord, StochasticScore
 from robustgen.statistics import Estimate, examples_needed
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "power_rows",
     "print_record",
     "record_lines",
+    "stochastic_rows",
     "verification_lines",
 ]
 
@@ -54,12 +55,18 @@ def _stochastic(record: RunRecord) -> list[tuple[str, str]]:
     score = record.stochastic
     if score is None:
         return []
-    return [
-        ("  single shot", _percent(score.single_shot)),
-        (f"  majority of {score.draws}", _percent(score.majority)),
-        (f"  worst of {score.resubmissions}", _percent(score.worst_of_n)),
-        ("  no miss at all", f"{_percent(score.one_miss)}  (how AutoAttack's rand counts)"),
-    ]
+    return stochastic_rows(score)
+
+
+def stochastic_rows(score: StochasticScore) -> list[tuple[str, str]]:
+    """Each figure with what it is on clean images, then what published protocols make of the same images."""
+    rows = (
+        ("single shot", score.single_shot, score.clean_single_shot),
+        (f"majority of {score.votes}", score.majority, score.clean_majority),
+        (f"worst of {score.resubmissions}", score.worst_of_n, score.clean_worst_of_n),
+    )
+    told = [(f"  {name}", f"{_percent(ours)}  (clean images: {100 * clean.value:.2f})") for name, ours, clean in rows]
+    return told + [(f"  as {name}", _percent(value)) for name, value in score.protocols.items()]
 
 
 def _attack_table(record: RunRecord) -> list[tuple[str, ...]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustgen.errors import SpecError
 
-__all__ = ["ExampleRng", "child_stream", "generator_for", "philox4x32", "stage_seed"]
+__all__ = ["ExampleRng", "child_stream", "generator_for", "philox4x32", "stage_seed", "streams_at", "streams_of_draws"]
 
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
@@ -136,13 +136,17 @@ class ExampleRng:
         return ExampleRng(self.seed, torch.cat([self.ids, other.ids]), torch.cat([self.restart, other.restart]))
 
 
-def child_stream(rng: ExampleRng, label: str, place: Tensor | None = None) -> ExampleRng:
-    """Streams of the same rows for a use of its own, such as one draw of a purifier at one query of an attack.
+def child_stream(rng: ExampleRng, label: str) -> ExampleRng:
+    """Streams of the same rows for a use of its own, such as one round of a purifier."""
+    return ExampleRng(stage_seed(rng.seed, label), rng.ids, rng.restart)
 
-    Args:
-        rng: the rows' streams.
-        label: names the use.
-        place: (B,) int64 below 2^20, where each row stands, such as its round; None for one place.
-    """
-    restart = rng.restart if place is None else rng.restart * 2**20 + place.to(rng.restart.device)
-    return ExampleRng(stage_seed(rng.seed, label), rng.ids, restart)
+
+def streams_at(rng: ExampleRng, label: str, place: Tensor) -> ExampleRng:
+    """Streams of the same rows for a use at their place (B,) int64 in an attack, such as its round, below 2^14."""
+    return ExampleRng(stage_seed(rng.seed, label), rng.ids, (rng.restart << 14) + place.to(rng.restart.device))
+
+
+def streams_of_draws(rng: ExampleRng, draws: range) -> ExampleRng:
+    """(D * B) rows, draw after draw, each with streams of its own; draws below 2^10."""
+    copies = [(rng.restart << 10) + draw for draw in draws]
+    return ExampleRng(rng.seed, rng.ids.repeat(len(draws)), torch.cat(copies))

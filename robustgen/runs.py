@@ -8,6 +8,7 @@ from pathlib import Path
 from robustgen.cards import bundled_cards
 from robustgen.classifiers import Classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.defended import split_name
 from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.nets import TORCHVISION
 from robustgen.record import ExampleRecord, RunRecord
@@ -110,7 +111,8 @@ def load_run_classifier(
     """
     name: str = record.spec["classifier"]
     stem = name.partition("+")[0] if weights is not None else name  # NAME+FILE is what NAME with --weights is called
-    if given is None and stem not in bundled_cards() and not stem.startswith(TORCHVISION):
+    inner = (split_name(stem) or ("", stem))[1]
+    if given is None and inner not in bundled_cards() and not inner.startswith(TORCHVISION):
         way = "--classifier fmnist-at --weights FILE" if "+" in name else "--classifier python:FILE.py:FUNCTION"
         raise SpecError(
             f"the record calls its classifier '{name}', and nothing of that name can be loaded; say where it comes "

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robustgen.errors import SpecError
 
-__all__ = ["Estimate", "examples_needed", "mcnemar", "proportion"]
+__all__ = ["Estimate", "examples_needed", "majority_of", "mcnemar", "mean_share", "proportion", "worst_of"]
+
+
+_Z95 = 1.959963984540054  # of the normal distribution, two-sided
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,36 @@ def proportion(count: int, total: int) -> Estimate:
 
     interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
     return Estimate(count / total, float(interval.low), float(interval.high))
+
+
+def mean_share(shares: Sequence[float]) -> Estimate:
+    """The mean of numbers in [0, 1], one an example, with Wilson's interval for a proportion of that value.
+
+    The variance of such numbers is at most p (1 - p), that of zeros and ones, so the interval is not too narrow.
+    """
+    n = len(shares)
+    if not n or min(shares) < 0 or max(shares) > 1:
+        raise SpecError("a mean of shares needs one or more numbers in [0, 1].")
+    p, z2 = sum(shares) / n, _Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(max(p * (1 - p), 0.0) / n + z2 / (4 * n * n))
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def worst_of(right: int, draws: int, n: int) -> float:
+    """Probability that n answers drawn from `draws`, of which `right` are right, are all right: C(k, n) / C(N, n).
+
+    The unbiased estimate of c^n where each answer is right with probability c.
+    """
+    return math.comb(right, n) / math.comb(draws, n)
+
+
+def majority_of(right: int, draws: int, m: int) -> float:
+    """Probability that more than half of m answers drawn from `draws`, of which `right` are right, are right."""
+    if m > draws:
+        raise SpecError(f"a majority of {m} needs at least as many draws, got {draws}.")
+    ways = sum(math.comb(right, j) * math.comb(draws - right, m - j) for j in range(m // 2 + 1, m + 1))
+    return ways / math.comb(draws, m)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -8,7 +8,7 @@ cost of single examples, and that examples filed as robust really withstand the 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from robustgen.classifiers import Classifier
 from robustgen.data import Dataset
 from robustgen.environment import pick_device
 from robustgen.errors import ArtifactError, RecordError
-from robustgen.judge import Judge, strict_float32
+from robustgen.judge import Judge, clean_streams, judging_streams, strict_float32
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.record import ExampleRecord, RunRecord, summarise
+from robustgen.rng import ExampleRng, stage_seed
 from robustgen.runs import load_run_classifier, load_run_data, read_examples
 from robustgen.scoring import VOTES
 from robustgen.spec import RunSpec, expand_ids
@@ -177,7 +178,7 @@ class _Check:
         judge = Judge(model, next(iter(self.threats.values())), votes=self.votes)
         for batch in _batches(self.examples):
             x, y = (part.to(model.mean.device) for part in dataset.batch([e.id for e in batch]))
-            predictions, margins = judge.look(x, y)
+            predictions, margins = judge.look(x, y, clean_streams(self.record.spec["seed"], [e.id for e in batch]))
             for e, label, guess, gap in zip(batch, y.tolist(), predictions.tolist(), margins.tolist(), strict=True):
                 if e.label != label:
                     self.wrong.append(f"example {e.id}: its label was edited: {e.label}, the data says {label}.")
@@ -191,15 +192,18 @@ class _Check:
         """Each broken example has an image inside the threat model that the network misclassifies; no other has one."""
         broken = {e.id: e for e in self.examples if e.broken_by not in (None, "clean")}
         times: Counter[int] = Counter()
-        waiting: list[tuple[ExampleRecord, Tensor]] = []
+        waiting: dict[str | None, list[tuple[ExampleRecord, Tensor]]] = defaultdict(list)  # by attack
         for id_, image in read_witnesses(self.run):
             times[id_] += 1
-            if id_ in broken:
-                waiting.append((broken[id_], image))
-            if len(waiting) == DEFAULT_BATCH:
-                self._judge(waiting, dataset, model)
-                waiting = []
-        self._judge(waiting, dataset, model)
+            if id_ not in broken:
+                continue
+            held = waiting[broken[id_].broken_by]
+            held.append((broken[id_], image))
+            if len(held) == DEFAULT_BATCH:
+                self._judge(held, dataset, model)
+                held.clear()
+        for held in waiting.values():
+            self._judge(held, dataset, model)
         self._say([id_ for id_ in broken if id_ not in times], "is filed as broken, but has no witness",
                   "are filed as broken, but have no witness")  # fmt: skip
         extra = sorted(set(times) - set(broken))
@@ -220,7 +224,7 @@ class _Check:
         x, y = (part.to(device) for part in dataset.batch([e.id for e, _ in fits]))
         x_adv = torch.stack([image for _, image in fits]).to(device)
         judge = Judge(model, next(iter(self.threats.values())), votes=self.votes)
-        predictions, margins = judge.look(x_adv, y)
+        predictions, margins = judge.look(x_adv, y, self._streams([e for e, _ in fits]) if judge.stochastic else None)
         for k, (e, _) in enumerate(fits):
             threat = self.threats.get(e.threat or "", None)
             if threat is None:
@@ -229,6 +233,13 @@ class _Check:
             said = self._about(e, threat, x[k : k + 1], x_adv[k : k + 1], int(predictions[k]), float(margins[k]))
             if said:
                 self.wrong.append(f"example {e.id}: {said}")
+
+    def _streams(self, examples: Sequence[ExampleRecord]) -> ExampleRng:
+        """Those that the judge had when it called these examples, all of one attack, broken."""
+        (label,) = {str(e.broken_by) for e in examples}
+        seed = stage_seed(self.record.spec["seed"], label)
+        rng = ExampleRng.of(seed, [e.id for e in examples], [e.restart or 0 for e in examples])
+        return judging_streams(rng, torch.tensor([(e.round or 0) + 1 for e in examples]))
 
     def _about(
         self, e: ExampleRecord, threat: ThreatModel, x: Tensor, x_adv: Tensor, guess: int, gap: float

@@ -28,7 +28,16 @@ from torch import Tensor
 from robustgen.durable import remove, replace
 from robustgen.errors import RecordError
 
-__all__ = ["Parts", "pack_parts", "part_record", "read_witnesses", "save_packed", "unpack", "whole_bytes"]
+__all__ = [
+    "Parts",
+    "pack_parts",
+    "part_record",
+    "read_nearest",
+    "read_witnesses",
+    "save_packed",
+    "unpack",
+    "whole_bytes",
+]
 
 _IMAGES, _BYTES = 1024, 64 * 2**20  # the most that one file holds, before packing
 # Pixels are four bytes wide, and many of them equal x + eps or x - eps of a few grey values: bits of the position.
@@ -80,15 +89,17 @@ def whole_bytes(path: Path, shape: tuple[int, int, int]) -> int:
     return path.stat().st_size // size * size
 
 
-def pack_parts(folder: Path, parts: Parts, wanted: Sequence[int]) -> None:
+def pack_parts(folder: Path, parts: Parts, wanted: Sequence[int], name: str = "adversarials") -> None:
     """Bring the parts in a folder into the final form, with the images of these ids, sorted; the parts stay."""
     held = [id_ for id_ in sorted(wanted) if id_ in parts]
     for k, ids in enumerate(_groups(held, parts)):
-        save_packed(torch.stack([parts[id_] for id_ in ids]), ids, folder / f"adversarials-{k:05d}.safetensors")
+        save_packed(torch.stack([parts[id_] for id_ in ids]), ids, folder / f"{name}-{k:05d}.safetensors")
 
 
 def unpack(folder: Path) -> None:
     """Turn packed files into a part again: an earlier process was stopped between packing and its last write."""
+    for path in folder.glob("nearest-*.safetensors"):
+        remove(path)  # the parts it was made from are there still
     for path in sorted(folder.glob("adversarials-*.safetensors")):
         part = folder / f"part-0-{path.stem}.bin"
         replace(part, b"".join(part_record(id_, image) for id_, image in _unpacked(path)))
@@ -112,7 +123,20 @@ def read_witnesses(run: Path) -> Iterator[tuple[int, Tensor]]:
     Raises:
         RecordError: a file cannot be read.
     """
-    for path in sorted((run / "witnesses").glob("adversarials-*.safetensors")):
+    yield from _read(run, "adversarials")
+
+
+def read_nearest(run: Path) -> Iterator[tuple[int, Tensor]]:
+    """(example id, image) of the examples of a randomised classifier that nothing broke: where an attack came nearest.
+
+    Raises:
+        RecordError: a file cannot be read.
+    """
+    yield from _read(run, "nearest")
+
+
+def _read(run: Path, name: str) -> Iterator[tuple[int, Tensor]]:
+    for path in sorted((run / "witnesses").glob(f"{name}-*.safetensors")):
         try:
             yield from _unpacked(path)
         except (SafetensorError, lzma.LZMAError, ValueError, OSError) as error:
