@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from robustgen.errors import ArtifactError, SpecError
 
-__all__ = ["ImageFolder", "impatient", "read_folder", "read_idx"]
+__all__ = ["ImageFolder", "impatient", "read_folder", "read_idx", "read_image"]
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer before a download is given up
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -99,6 +99,17 @@ def read_folder(root: Path) -> ImageFolder:
     width, height = size
     shape = (1 if mode == "L" else 3, height, width)
     return ImageFolder(np.asarray(labels, np.int64), shape, tuple(folder.name for folder in folders), read)
+
+
+def read_image(path: Path, channels: int) -> npt.NDArray[np.float32]:
+    """One image as (C, H, W) float32 in [0, 1], grey (C = 1) or RGB (C = 3) as asked.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    with _opened(path) as image:
+        pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return (pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1) / np.float32(255)).astype(np.float32)
 
 
 def _common_form(paths: list[Path]) -> tuple[tuple[int, int], str]:

@@ -145,13 +145,16 @@ def choose_form(classifier: nn.Module, x: Tensor, y: Tensor, request: str = "aut
 
 def _choose(classifier: nn.Module, x: Tensor, y: Tensor, request: str) -> tuple[SearchModel, list[str]]:
     plain = SearchModel(classifier, SearchForm())
+    if request == "auto" and getattr(classifier, "exacting", False):
+        return plain, []
     if request != "auto":
         form = parse_form(request)
         if str(form) == _PLAIN:
             return plain, []
         try:
             asked = SearchModel(classifier, form)
-            asked(x[:1])
+            with torch.no_grad():
+                asked(x[:1])
         except Exception as error:
             raise SpecError(
                 f"--precision {form}: {_reason(error)}; the classifier cannot take it, type auto."
