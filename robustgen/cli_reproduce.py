@@ -20,7 +20,7 @@ __all__ = ["reproduce_command"]
 
 @app.command("reproduce")
 def reproduce_command(
-    table: Annotated[str, typer.Argument(help="Table by name (robustgen list tables) or TOML file.")],
+    table: Annotated[str, typer.Argument(help="Table by name (robustgen list tables), purification, or TOML file.")],
     scale: Annotated[str, typer.Option(help="laptop, paper, or a TOML file.")] = "laptop",
     out: Annotated[
         Path, typer.Option(help="Folder of all that is made; tables share what they have in common.")
@@ -40,9 +40,15 @@ def reproduce_command(
       robustgen reproduce wang2023-amount --data-dir ~/data
 
       robustgen reproduce wang2023-amount --scale paper --dry-run
+
+      robustgen reproduce purification
     """
     from robustgen.environment import tune_process
     from robustgen.fields import parse_duration
+
+    if table == "purification":
+        _purification(scale, out, budget, dry_run=dry_run, data_dir=data_dir, device=device, as_json=json_)
+        return
     from robustgen.reproduce import report
     from robustgen.reproduce.costs import commands, describe_training
     from robustgen.reproduce.experiment import load_scale, load_table
@@ -78,6 +84,47 @@ def reproduce_command(
     print(json.dumps(held) if json_ else report.markdown(held))
     if not json_ and any(row["seeds"] < len(at.seeds) for row in held["rows"]):
         print(f"\nNot all arms are run; the same command goes on from {out}.")
+
+
+def _purification(
+    scale: str, out: Path, budget: str | None, *, dry_run: bool, data_dir: Path | None, device: str, as_json: bool
+) -> None:
+    """Purifiers against the adaptive ladder; between two rows it looks at the clock."""
+    from robustgen.api import evaluate
+    from robustgen.environment import tune_process
+    from robustgen.fields import parse_duration
+    from robustgen.reproduce import purification
+
+    chosen = purification.load_purification(scale)
+    if dry_run:
+        print(purification.commands(chosen, out))
+        return
+    if chosen.gpu and device in ("auto", "cpu") and not _has_gpu():
+        raise SpecError(
+            f"--scale {chosen.name} needs a GPU, and there is none here. See the commands with --dry-run, or take "
+            "--scale laptop."
+        )
+    deadline = None if budget is None else time.monotonic() + parse_duration(budget)
+    tune_process()
+
+    def run(progress: Progress) -> dict[str, Any]:
+        found: list[Any] = []
+        for row in chosen.rows:
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+            progress.note(f"{row.name} before {row.classifier}")
+            record = evaluate(
+                row.classifier, chosen.data, chosen.threat, plan="adaptive", purify=row.purifier, n=row.n,
+                out=out / "purification" / row.folder, data_dir=data_dir, device=device, progress=progress,
+            )  # fmt: skip
+            found.append((row, record))
+            purification.write(purification.measured(chosen, found), out)
+        return purification.measured(chosen, found)
+
+    held = with_progress(run, silent=as_json)
+    print(json.dumps(held) if as_json else purification.markdown(held))
+    if not as_json and not all("ladder" in row for row in held["rows"]):
+        print(f"\nNot all rows are run; the same command goes on from {out}.")
 
 
 def _has_gpu() -> bool:
