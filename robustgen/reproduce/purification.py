@@ -1,4 +1,4 @@
-"""`robustgen reproduce purification`: purifiers against the adaptive ladder, rung by rung; every row is a run folder."""
+"""`robustgen reproduce purification`: purifiers against the adaptive ladder, rung by rung; a run folder a row."""
 
 from __future__ import annotations
 
@@ -110,16 +110,17 @@ def commands(table: PurificationTable, out: Path) -> str:
     lines = [f"# {table.title}: {table.description}"]
     for row in table.rows:
         evaluations = parse_purifier(row.purifier).evaluations
+        where = out / "purification" / row.folder
         lines += [
             f"\n# {row.name}: {evaluations} evaluations of the generator a pass, about 4 with the gradient of each",
-            f"robustgen eval {row.classifier} --data {table.data} --threat {table.threat} --purify {row.purifier} "
-            f"--plan {_PLAN} -n {row.n} --out {out / 'purification' / row.folder}",
+            f"robustgen eval {row.classifier} --data {table.data} --threat {table.threat} --purify {row.purifier} \\",
+            f"  --plan {_PLAN} -n {row.n} --out {where}",
         ]
     return "\n".join(lines)
 
 
 def measured(table: PurificationTable, found: Sequence[tuple[Row, RunRecord]]) -> dict[str, Any]:
-    """Everything that is shown, as plain values: for each row what was left standing after each rung, and the scores."""
+    """Everything that is shown, as plain values: a row's scores, and what was left standing after each rung."""
     records = {row.name: record for row, record in found}
     rows = []
     for row in table.rows:
