@@ -52,7 +52,7 @@ class Level:
             raise SpecError(f"sigma must be above 0, in pixels of [0, 1], got {self.sigma:g}.")
         if self.step is not None and not 1 <= self.step <= _STEPS:
             raise SpecError(f"step must be 1 to {_STEPS}, a place in DDPM's schedule, got {self.step}.")
-        if not 0 < self.time <= 1:
+        if self.sigma is None and self.step is None and not 0 < self.time <= 1:
             raise SpecError(f"t must be in (0, 1], or one of {', '.join(PUBLISHED)}, got {self.t}.")
 
     @property

@@ -26,6 +26,7 @@ from robustgen.oracle import Oracle
 from robustgen.purify.base import PURIFIERS, Chain, Sanitiser, single_step, straight_through
 from robustgen.purify.diffpure import DiffPure
 from robustgen.purify.median import Median
+from robustgen.purify.mirage import Mirage
 from robustgen.record import RunRecord
 from robustgen.registry import PLANS
 from robustgen.rng import ExampleRng
@@ -40,7 +41,7 @@ SHAPE = (1, 6, 6)
 def plain(classes: int = 3) -> Classifier:
     """A linear classifier of small images."""
     network = make_linear(SHAPE, classes=classes)
-    return Classifier(network, Card(name="linear", title="", architecture="Linear", channels=1, size=(6, 6)))
+    return Classifier(network, Card(name="linear", title="Linear", architecture="Linear", channels=1, size=(6, 6)))
 
 
 def defended(steps: int = 4, gradient: str = "full") -> Defended:
@@ -62,8 +63,8 @@ def short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     def ladder(_threat: ThreatModel) -> Plan:
         return Plan(
             "adaptive", 1,
-            (Rung(APGDCE(steps=4), "transfer"), Rung(PGD(steps=4), "bpda", eot=2), Rung(PGD(steps=4), "surrogate", eot=2),
-             Rung(APGDCE(steps=6, loss=Margin()), "full", eot=4, warm=True)),
+            (Rung(APGDCE(steps=4), "transfer"), Rung(PGD(steps=4), "bpda", eot=2),
+             Rung(PGD(steps=4), "surrogate", eot=2), Rung(APGDCE(steps=6, loss=Margin()), "full", eot=4, warm=True)),
             growth=(Rung(APGDCE(steps=8), "full", eot=4, warm=True), Rung(APGDCE(steps=16), "full", eot=4, warm=True)),
         )  # fmt: skip
 
@@ -150,18 +151,6 @@ def test_verify_repeats_the_judge(tmp_path: Path) -> None:
     assert load_classifier(record.spec["classifier"]).weights_sha256 == record.spec["weights_sha256"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mirage(Sanitiser):
-    """Decoy: shifts the image by a large smooth wave that depends on it, which BPDA and transfer do not know of.
-
-    Source: none. Under attack: falls to the exact gradient.
-    """
-
-    def chain(self, denoiser: object, rng: ExampleRng) -> Chain:
-        """x + sin(40 x) / 8: as wide as the threat, with a gradient that changes its sign."""
-        return single_step(lambda x: x + torch.sin(40 * x) / 8)
-
-
 def test_a_decoy_that_only_exact_gradients_break(tmp_path: Path) -> None:
     """It stands against BPDA and transfer, and falls to the full gradient."""
     model = Defended(Mirage(), plain(), None)
@@ -215,7 +204,9 @@ def test_wrong_requests(arguments: list[str], message: str, capsys: pytest.Captu
 
 def test_generator_and_classifier_must_fit() -> None:
     """Both shapes are named."""
-    other = Classifier(make_linear((3, 8, 8)), Card(name="colour", title="", architecture="x", channels=3, size=(8, 8)))
+    other = Classifier(
+        make_linear((3, 8, 8)), Card(name="colour", title="Linear", architecture="x", channels=3, size=(8, 8))
+    )
     with pytest.raises(SpecError, match=r"3 channels and 8 x 8 pixels, the generator fmnist-edm makes images \(1, 28"):
         defend(other, "diffpure")
 
