@@ -103,7 +103,8 @@ class State(Rows):
         An attack whose state has no `x_next` begins where it would.
         """
         names = [f.name for f in fields(self) if f.name in ("x_next", "x_prev", "x_max")]
-        begun = {name: torch.where(known.reshape(-1, 1, 1, 1), points, getattr(self, name)) for name in names}
+        here = known.reshape(-1, 1, 1, 1)
+        begun: dict[str, Any] = {name: torch.where(here, points, getattr(self, name)) for name in names}
         return replace(self, **begun) if "x_next" in names else self
 
 

@@ -24,7 +24,7 @@ __all__ = ["BLOCKS", "main", "render"]
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     ROOT / "README.md", ROOT / "docs" / "flags.md", ROOT / "docs" / "generator.md", ROOT / "docs" / "plans.md",
-    ROOT / "docs" / "records.md", ROOT / "docs" / "scale.md",
+    ROOT / "docs" / "purification.md", ROOT / "docs" / "records.md", ROOT / "docs" / "scale.md",
 )  # fmt: skip
 
 

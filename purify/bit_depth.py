@@ -35,7 +35,8 @@ class BitDepth(Sanitiser):
     def squeeze(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] on the grid, without a gradient."""
         levels = 2**self.bits - 1
-        return (x.clamp(0, 1) * levels).round() / levels
+        rounded: Tensor = (x.clamp(0, 1) * levels).round() / levels
+        return rounded
 
     def chain(self, denoiser: Denoiser | None, rng: ExampleRng) -> Chain:
         """One step."""

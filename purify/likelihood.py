@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from robustgen.errors import SpecError
@@ -71,7 +70,7 @@ class Likelihood:
 
         def advance(state: State) -> State:
             (u,) = state
-            sigma = torch.lerp(*u.new_tensor([low, high]), rng.uniform((), "sigma", k, u.device).to(u.dtype))
+            sigma = low + (high - low) * rng.uniform((), "sigma", k, u.device).to(u.dtype)
             noise = rng.normal(u.shape[1:], "noise", k, u.device).to(u.dtype)
             denoised: Tensor = denoiser(u + sigma.reshape(-1, 1, 1, 1) * noise, sigma)
             return (u + self.rate * (denoised - u),)

@@ -167,8 +167,8 @@ def _enter(
     if starts is not None:
         given = [starts(id_) for id_ in ids.tolist()]
         known = torch.tensor([start is not None for start in given], device=x.device)
-        points = torch.stack([image if start is None else start.to(x) for start, image in zip(given, x, strict=True)])
-        state = state.begin_at(threat.project(x, points), known)
+        first = torch.stack([image if start is None else start.to(x) for start, image in zip(given, x, strict=True)])
+        state = state.begin_at(threat.project(x, first), known)
     nearest = None
     if keep_nearest:
         points = [image if entry.nearest is None else entry.nearest for entry, image in zip(entering, x, strict=True)]

@@ -178,7 +178,7 @@ class _Run:
         blind, warm = stage.rung is not None and stage.rung.crossing == "transfer", stage.rung and stage.rung.warm
         if warm:
             self.journal.flush()
-        near = self.journal.parts("near") if warm else {}
+        near: Any = self.journal.parts("near") if warm else {}
 
         def finish(outcome: engine.Outcome) -> None:
             nonlocal settled

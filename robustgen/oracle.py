@@ -99,8 +99,8 @@ class Oracle:
             logits = self.model(leaf.repeat(copies, 1, 1, 1) if copies > 1 else leaf, *streams)
             value = torch.stack([loss(part, y) for part in logits.split(len(x))])
             if value.requires_grad:
-                (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
-                grads = grads if grad is None else grads + grad
+                (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True, materialize_grads=True)
+                grads = grads + grad
             losses = losses + value.detach().sum(0)
             outputs = outputs + logits.detach().unflatten(0, (copies, -1)).sum(0)
         self.cost += Cost(len(x) * self.eot, len(x) * self.eot)

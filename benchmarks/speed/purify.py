@@ -49,7 +49,7 @@ def ddim_timesteps() -> list[int]:
     return torch.linspace(STEP - 1, 0, STEPS, dtype=torch.float64).round().long().tolist()
 
 
-def obvious_loop(network: Any, denoiser: Any, x: Tensor, noise: Tensor) -> Tensor:
+def obvious_loop(network: Any, denoiser: Any, x: Tensor, noise: Tensor) -> Any:
     """DDIM from t* in DDPM's coordinates, as one writes it down; v or epsilon prediction."""
     abar = denoiser.schedule.alphas_cumprod
     steps = ddim_timesteps()
@@ -92,7 +92,7 @@ def purified(x: Tensor, precision: str) -> Callable[[], Tensor]:
     return run
 
 
-def pipeline(x: Tensor) -> Callable[[], Tensor]:
+def pipeline(x: Tensor) -> Callable[[], Any]:
     """Diffusers' DDIM scheduler from t*, step by step, on the network as diffusers makes it."""
     from diffusers import DDIMScheduler
 
@@ -107,7 +107,7 @@ def pipeline(x: Tensor) -> Callable[[], Tensor]:
     timesteps = scheduler.timesteps[-STEPS:]
     noise = ExampleRng.of(0, range(len(x))).normal(x.shape[1:], "diffuse")
 
-    def run() -> Tensor:
+    def run() -> Any:
         with torch.no_grad():
             u = scheduler.add_noise(2 * x - 1, noise, timesteps[:1].expand(len(x)))
             for t in timesteps:
