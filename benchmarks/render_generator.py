@@ -8,6 +8,7 @@ from typing import Any
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 
 __all__ = [
+    "edm_cifar10",
     "generator_cas",
     "generator_sampling",
     "generator_sampling_speed",
@@ -95,6 +96,22 @@ def time_to_quality() -> str:
         )  # fmt: skip
     header = ("images shown", "minutes", "loss on held-out images", "accuracy on real test images")
     return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"
+
+
+def edm_cifar10() -> str:
+    """The paper's CIFAR-10 recipe for a few minutes, with a kill in the middle."""
+    result = load_result("edm_cifar10")
+    rows = [
+        (f"{row['images']:,}", f"{row['seconds']:.0f}", f"{row['loss']:.3f}", f"{row['validation_loss']:.3f}")
+        for row in result["metrics"]
+    ]
+    table = markdown_table(("images shown", "seconds", "loss since the line before", "loss on held-out images"), rows)
+    estimate = result["estimate"]
+    cost = (
+        f"The whole recipe: {estimate['flops']:.1e} operations, an estimated {estimate['h100_hours']:,.0f} hours of "
+        f"one H100 at {estimate['at_flops_per_second'] / 1e12:.0f} TFLOP/s."
+    )
+    return f"{table}\n\n{result['what']}, ended by SIGKILL once and gone on with. {cost} {source(result)}"
 
 
 def _with_error(value: float, error: float) -> str:
