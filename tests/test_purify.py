@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+import robustgen
+from robustgen.classifiers import load_classifier
+from robustgen.data import load_data
 from robustgen.errors import SpecError
 from robustgen.generator.analytic import GaussianDenoiser
 from robustgen.generator.denoiser import Denoiser
@@ -28,8 +31,10 @@ from robustgen.purify.one_shot import OneShot
 from robustgen.purify.parse import describe, parse_purifier
 from robustgen.purify.repeat import Repeat
 from robustgen.purify.resize_pad import ResizePad
+from robustgen.purify.squeezing import bypass, calibrate
 from robustgen.purify.total_variation import TotalVariation
 from robustgen.rng import ExampleRng, child_stream
+from robustgen.threat import ThreatModel
 
 DIFFUSION: list[Purifier] = [
     *(DiffPure(steps=4, reverse=reverse) for reverse in REVERSE),
@@ -288,3 +293,23 @@ def test_what_cannot_be_is_refused(text: str, message: str) -> None:
     """In a sentence that names the setting."""
     with pytest.raises(SpecError, match=message):
         parse_purifier(text)
+
+
+def test_feature_squeezing_flags_at_its_rate_and_is_bypassed() -> None:
+    """Of fresh clean images about as many are flagged as asked; an attack that knows of it wins more often."""
+    model, threat = load_classifier("fmnist-standard"), ThreatModel("linf", 0.1)
+    dataset = load_data("fmnist-test-1k")
+    clean, _ = dataset.batch(range(500, 1000))
+    detector = calibrate(model, clean, 0.05)
+    assert float(detector.flags(clean).float().mean()) == pytest.approx(0.05, abs=0.004)
+    x, y = dataset.batch(range(120))
+    assert float(detector.flags(x).float().mean()) < 0.15
+    x, y = x[model(x).argmax(1) == y][:40], y[model(x).argmax(1) == y][:40]
+    blind = robustgen.attack(model, x, y, threat, "pgd:steps=20")
+    caught = float((~detector.beaten(blind, y)).float().mean())
+    adversarial, won = bypass(detector, x, y, threat, steps=30)
+    assert bool((detector.beaten(adversarial, y) == won).all())
+    assert bool(threat.contains(x, adversarial).all())
+    assert float((~won).float().mean()) < caught - 0.1
+    with pytest.raises(SpecError, match="needs 20 clean images or more, got 5"):
+        calibrate(model, clean[:5])

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from robustgen.errors import SpecError
-from robustgen.statistics import proportion
+from robustgen.statistics import majority_of, mean_share, proportion, worst_of
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 10), (10, 10), (737, 1000), (1, 3), (7371, 10000)])
@@ -33,3 +33,24 @@ def test_impossible_counts_are_refused(count: int, total: int) -> None:
     """Not a proportion."""
     with pytest.raises(SpecError, match="a proportion needs"):
         proportion(count, total)
+
+
+def test_shares_of_draws_are_unbiased() -> None:
+    """Averaged over binomial counts they are c^n and the binomial tail, exactly."""
+    draws, c = 21, 0.7
+    weights = [math.comb(draws, k) * c**k * (1 - c) ** (draws - k) for k in range(draws + 1)]
+    worst = sum(w * worst_of(k, draws, 10) for k, w in enumerate(weights))
+    majority = sum(w * majority_of(k, draws, 11) for k, w in enumerate(weights))
+    assert worst == pytest.approx(c**10)
+    assert majority == pytest.approx(sum(math.comb(11, j) * c**j * (1 - c) ** (11 - j) for j in range(6, 12)))
+    with pytest.raises(SpecError, match="at least as many draws"):
+        majority_of(3, 5, 7)
+
+
+def test_mean_of_shares_has_wilsons_interval() -> None:
+    """For zeros and ones it is that of the proportion; in between it has the same mean and never a narrower interval."""
+    ours, theirs = mean_share([1.0] * 7 + [0.0] * 3), proportion(7, 10)
+    assert (ours.value, ours.low, ours.high) == pytest.approx((theirs.value, theirs.low, theirs.high))
+    assert mean_share([0.7] * 10) == ours
+    with pytest.raises(SpecError, match="numbers in"):
+        mean_share([1.5])
