@@ -71,9 +71,8 @@ def calibrate(classifier: nn.Module, x: Tensor, rate: float = 0.05) -> Detector:
     if not 0 < rate < 1:
         raise SpecError(f"the false-positive rate must be in (0, 1), got {rate:g}.")
     if len(x) * rate < 1:
-        raise SpecError(
-            f"a false-positive rate of {rate:g} needs {round(1 / rate)} clean images or more, got {len(x)}."
-        )
+        least = round(1 / rate)
+        raise SpecError(f"a false-positive rate of {rate:g} needs {least} clean images or more, got {len(x)}.")
     with torch.no_grad():
         scores = torch.cat([squeezing_score(classifier, part) for part in x.split(250)])
     return Detector(classifier, float(scores.double().quantile(1 - rate, interpolation="higher")))

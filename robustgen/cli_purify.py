@@ -98,6 +98,49 @@ def purify_curve_command(
         print(out / "curve.png")
 
 
+@app.command("detect")
+def detect_command(
+    classifier: Annotated[str, typer.Argument(help="As in `robustgen eval`.")] = "fmnist-standard",
+    threat: Annotated[str, typer.Option(help="Such as linf:8/255, l2:0.5 or l1:12.")] = "linf:0.1",
+    data: Annotated[str, typer.Option(help="Data set, folder:PATH or npz:PATH.")] = "fmnist-test-1k",
+    n: Annotated[int, typer.Option("--n", "-n", help="Images that are attacked; others set the threshold.")] = 200,
+    rate: Annotated[float, typer.Option(help="False positives that the threshold is set for.")] = 0.05,
+    steps: Annotated[int, typer.Option(help="Of the attack that knows the detector.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Measure feature squeezing as a detector: false positives, and attacks that know of it and that do not.
+
+    Example -
+
+      robustgen detect fmnist-standard --threat linf:0.1 -n 200
+    """
+    from dataclasses import asdict
+
+    from robustgen.detection import measure_detector
+    from robustgen.environment import tune_process
+    from robustgen.statistics import Estimate
+
+    tune_process()
+    found = measure_detector(
+        classifier, threat, data=data, data_dir=data_dir, n=n, rate=rate, steps=steps, seed=seed, device=device
+    )
+    if json_:
+        plain = {key: asdict(value) if isinstance(value, Estimate) else value for key, value in found.items()}
+        print(json.dumps(plain))
+        return
+    told = {
+        "false_positives": "clean images flagged",
+        "clean": "clean images right and not flagged",
+        "robust_blind": "robust against an attack that does not know the detector",
+        "robust": "robust against one that does",
+    }
+    for key, text in told.items():
+        print(f"{text:<56} {found[key]}")
+
+
 @app.command("score")
 def score_command(
     run: Annotated[Path, typer.Argument(help="Run folder of a random classifier.")],

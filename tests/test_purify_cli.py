@@ -65,9 +65,8 @@ def test_a_curve_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_scoring_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By one protocol or all; refused where there is nothing random, too few draws, or no such protocol."""
     run = tmp_path / "run"
-    robustgen.evaluate(
-        "fmnist-standard", threat="linf:0.02", attacks="fgsm", n=6, purify="one-shot:sigma=0.05", out=run
-    )
+    asked = {"threat": "linf:0.02", "attacks": "fgsm"}
+    robustgen.evaluate("fmnist-standard", n=6, purify="one-shot:sigma=0.05", out=run, **asked)
     assert _run(["score", str(run), "--draws", "16", "--protocol", "diffbreak-wc"]) == 0
     assert "any of the draws on the final image fails" in capsys.readouterr().out
     assert _run(["score", str(run), "--draws", "16", "--json"]) == 0
@@ -76,7 +75,7 @@ def test_scoring_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "--draws must be >= 11" in capsys.readouterr().err
     assert _run(["score", str(run), "--protocol", "diffbrake-wc"]) == 2
     assert "did you mean 'diffbreak-wc'" in capsys.readouterr().err
-    robustgen.evaluate("fmnist-standard", threat="linf:0.02", attacks="fgsm", n=4, out=tmp_path / "plain")
+    robustgen.evaluate("fmnist-standard", n=4, out=tmp_path / "plain", **asked)
     assert _run(["score", str(tmp_path / "plain")]) == 2
     assert "nothing to score" in capsys.readouterr().err
 
@@ -132,3 +131,12 @@ def test_bundled_scales_as_commands(scale: str, tmp_path: Path, capsys: pytest.C
         assert "needs a GPU" in capsys.readouterr().err
     with pytest.raises(SpecError, match="did you mean 'laptop'"):
         load_purification("labtop")
+
+
+def test_a_detector_by_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who knows the detector does at least as well as who does not; the threshold needs images of its own."""
+    assert _run(["detect", "fmnist-standard", "--threat", "linf:0.05", "-n", "40", "--steps", "10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["robust"]["value"] <= found["robust_blind"]["value"] <= found["clean"]["value"]
+    assert _run(["detect", "fmnist-standard", "-n", "1000"]) == 2
+    assert "must leave some to set the threshold on" in capsys.readouterr().err
