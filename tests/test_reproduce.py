@@ -177,6 +177,7 @@ def test_each_arm_has_its_generator(tmp_path: Path) -> None:
     assert [runner.generator_recipe(arm).objective.kind for arm in (ddpm, edm)] == ["ddpm", "edm"]
     assert runner.generator_folder(ddpm) != runner.generator_folder(edm)
     assert runner.images_path(ddpm) != runner.images_path(edm)
+    assert [runner.sampler(arm) for arm in (ddpm, edm)] == ["ddim:steps=50", scale.sampler]
     with pytest.raises(SpecError, match="unknown generator of this scale 'ddpm'"):
         Runner(table, replace(scale, generators={"edm": "wang2023-laptop-edm"}), tmp_path)
 

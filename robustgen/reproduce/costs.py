@@ -85,7 +85,7 @@ def _image_commands(runner: Runner, arm: Arm, folder: Path) -> list[str]:
     card, n = where / f"{recipe.name}.json", runner.images_needed(arm)
     lines = [
         f"robustgen generator train {path} --out {where}",
-        f"robustgen generator sample {card} --n {n} --sampler {arm.sampler} --out {images}",
+        f"robustgen generator sample {card} --n {n} --sampler {runner.sampler(arm)} --out {images}",
     ]
     if not arm.conditional:
         lines.append(f"robustgen train {runner.scale.labeller} --out {runner.labeller_card.parent}")

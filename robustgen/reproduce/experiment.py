@@ -42,7 +42,7 @@ class Arm:
         name: as shown.
         ratio: generated images for each real one; 0 for none.
         generator: which of the scale's generators draws them.
-        sampler: of the generated images.
+        sampler: of the generated images; None for the scale's.
         conditional: whether the generator knows classes; if not, a classifier trained on the real images labels them.
         epochs: as a multiple of the scale's.
         augment: names in `AUGMENTATIONS` and `MIXES`; None for those of the scale's recipe.
@@ -53,7 +53,7 @@ class Arm:
     name: str
     ratio: float = 0.0
     generator: str = "edm"
-    sampler: str = "heun:steps=20"
+    sampler: str | None = None
     conditional: bool = True
     epochs: float = 1.0
     augment: tuple[str, ...] | None = None
@@ -120,6 +120,7 @@ class Scale:
         recipe: of the classifiers, by name or file; arms change what they name.
         labeller: recipe of the classifier that labels images of a generator without classes.
         generators: recipe of each generator, by name or file; they see the same real images as the classifiers.
+        sampler: of generated images where an arm names none.
         share: of generated images in every batch, where there are any.
         images: real training images, where the recipe uses all of them.
         gpu: whether it is refused without one.
@@ -134,6 +135,7 @@ class Scale:
     recipe: str
     labeller: str
     generators: dict[str, str]
+    sampler: str = "heun:steps=20"
     share: float = 0.7
     images: int = 50_000
     gpu: bool = False
@@ -206,7 +208,7 @@ _RULES: dict[str, Rule] = {
     "arms.name": TEXT,
     "arms.ratio": NOT_NEGATIVE,
     "arms.generator": TEXT,
-    "arms.sampler": TEXT,
+    "arms.sampler": (or_none(text), "a text"),
     "arms.epochs": POSITIVE,
     "arms.augment": (or_none(each(text)), "a list of texts"),
     "claims.text": TEXT,
@@ -214,6 +216,7 @@ _RULES: dict[str, Rule] = {
     "claims.margin": NOT_NEGATIVE,
     "scale.recipe": TEXT,
     "scale.labeller": TEXT,
+    "scale.sampler": TEXT,
     "scale.generators": (
         lambda value: isinstance(value, dict) and bool(value) and all(map(text, value.values())),
         'recipes by name, such as { edm = "fmnist-edm" }',

@@ -185,7 +185,7 @@ class Runner:
             path.parent.mkdir(parents=True, exist_ok=True)
             generator = load_generator(str(folder / f"{recipe.name}.json"), device=_device(self.device))
             spec = SampleSpec(n=self.images_needed(arm))
-            sample_to_file(generator, parse_sampler(arm.sampler), spec, path, progress=self.progress)
+            sample_to_file(generator, parse_sampler(self.sampler(arm)), spec, path, progress=self.progress)
         if arm.conditional or self.labeller_card.is_file():
             return True
         labeller = load_recipe(self.scale.labeller)
@@ -195,13 +195,17 @@ class Runner:
             budget_seconds=self._seconds_left(), progress=self.progress,
         ).finished  # fmt: skip
 
+    def sampler(self, arm: Arm) -> str:
+        """Of its generated images, as typed."""
+        return arm.sampler or self.scale.sampler
+
     def generator_folder(self, arm: Arm) -> Path:
         """Where its generator is trained."""
         return self.out / "generators" / _source(arm)
 
     def images_path(self, arm: Arm) -> Path:
         """Its generated images."""
-        sampler = "".join(c if c.isalnum() else "-" for c in arm.sampler)
+        sampler = "".join(c if c.isalnum() else "-" for c in self.sampler(arm))
         return self.out / "images" / f"{_source(arm)}-{sampler}-{self.images_needed(arm)}.npz"
 
     @property
