@@ -4,7 +4,8 @@
 
 Quality is the Fréchet distance to as many training images, in the features of fmnist-standard, with its standard error:
 "equal" means that the difference is within two standard errors of it. Diffusers' side is what its pipelines do: the
-network in float32 with its own blocks and attention, one scheduler step after the other. Speeds that are compared are
+network in float32 with its own blocks and attention, one scheduler step after the other; without Karras' sigmas, with
+which its DPM-Solver++ ends in an IndexError on this schedule. Speeds that are compared are
 measured again, both sides in turn: at equal evaluations, and each of our samplers beside the fastest of diffusers'
 whose distance is equal to the best of diffusers'. Rows are kept by name, so that a run adds to what is stored.
 """
@@ -49,17 +50,11 @@ OURS = (
     ("fmnist-ddpm", "heun:steps=5"),
     ("fmnist-ddpm", "dpm++:steps=10"),
     ("fmnist-ddpm", "dpm++:steps=8"),
+    ("fmnist-ddpm", "dpm++:steps=6"),
     ("fmnist-ddpm", "ddim:steps=50"),
     ("fmnist-ddpm", "ancestral"),
 )
-THEIRS = (
-    "DDIM 50",
-    "DPM-Solver++ 20",
-    "DPM-Solver++ 10",
-    "DPM-Solver++ 10, Karras",
-    "DPM-Solver++ 8, Karras",
-    "UniPC 10",
-)  # fmt: skip
+THEIRS = ("DDIM 50", "DPM-Solver++ 20", "DPM-Solver++ 15", "DPM-Solver++ 10", "DPM-Solver++ 8", "UniPC 10", "UniPC 8")
 EQUAL_EVALUATIONS = (("fmnist-ddpm, ddim:steps=50", "DDIM 50"), ("fmnist-ddpm, dpm++:steps=10", "DPM-Solver++ 10"))
 
 Make = Callable[[int], Tensor]  # number of images -> (N, H, W, C) uint8
@@ -92,7 +87,7 @@ def diffusers_side(name: str, kind: str) -> Make:
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     denoiser, network = plain_network(name)
-    family, steps = kind.split(",", maxsplit=1)[0].rsplit(" ", 1)
+    family, steps = kind.rsplit(" ", 1)
     makers: dict[str, Any] = {
         "DDIM": DDIMScheduler,
         "DPM-Solver++": DPMSolverMultistepScheduler,
@@ -101,7 +96,6 @@ def diffusers_side(name: str, kind: str) -> Make:
     kept = denoiser.schedule.alphas_cumprod
     betas = 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])
     given: dict[str, Any] = {"prediction_type": denoiser.prediction, "trained_betas": betas.tolist()}
-    given |= {"use_karras_sigmas": True} if "Karras" in kind else {}
     scheduler = makers[family](num_train_timesteps=denoiser.schedule.steps, **given)
 
     @torch.no_grad()
