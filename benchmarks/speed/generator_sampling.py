@@ -51,10 +51,20 @@ OURS = (
     ("fmnist-ddpm", "dpm++:steps=10"),
     ("fmnist-ddpm", "dpm++:steps=8"),
     ("fmnist-ddpm", "dpm++:steps=6"),
+    ("fmnist-ddpm", "dpm++:steps=5"),
     ("fmnist-ddpm", "ddim:steps=50"),
     ("fmnist-ddpm", "ancestral"),
 )
-THEIRS = ("DDIM 50", "DPM-Solver++ 20", "DPM-Solver++ 15", "DPM-Solver++ 10", "DPM-Solver++ 8", "UniPC 10", "UniPC 8")
+THEIRS = (
+    "DDIM 50",
+    "DPM-Solver++ 20",
+    "DPM-Solver++ 10",
+    "DPM-Solver++ 8",
+    "DPM-Solver++ 6",
+    "UniPC 10",
+    "UniPC 8",
+    "UniPC 6",
+)
 EQUAL_EVALUATIONS = (("fmnist-ddpm, ddim:steps=50", "DDIM 50"), ("fmnist-ddpm, dpm++:steps=10", "DPM-Solver++ 10"))
 
 Make = Callable[[int], Tensor]  # number of images -> (N, H, W, C) uint8
