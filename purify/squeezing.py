@@ -59,7 +59,8 @@ class Detector:
     @torch.no_grad()
     def beaten(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,) bool: misclassified and not flagged."""
-        return (self.classifier(x).argmax(1) != y) & ~self.flags(x)
+        wrong: Tensor = self.classifier(x).argmax(1) != y
+        return wrong & ~self.flags(x)
 
 
 def calibrate(classifier: nn.Module, x: Tensor, rate: float = 0.05) -> Detector:
