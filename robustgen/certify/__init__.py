@@ -1,0 +1,1 @@
+"""Certificates: randomized smoothing, its statistics, and the tables that are made of them."""
