@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -175,15 +175,11 @@ class _Run:
         self.progress.start(stage.label, len(todo))
         broken: set[int] = set()
         settled = 0
-        blind, warm = stage.rung is not None and stage.rung.crossing == "transfer", stage.rung and stage.rung.warm
-        if warm:
-            self.journal.flush()
-        near: Any = self.journal.parts("near") if warm else {}
 
         def finish(outcome: engine.Outcome) -> None:
             nonlocal settled
             settled += 1
-            if blind and not outcome.broken:  # how near another classifier came says nothing of this one
+            if stage.blind and not outcome.broken:  # how near another classifier came says nothing of this one
                 outcome = replace(outcome, margin=math.inf, missed=False, nearest=None)
             nearer, again = outcome.margin < self.margin[outcome.id], outcome.id in self.hits
             self._left(stage, outcome)
@@ -199,12 +195,19 @@ class _Run:
         engine.run(
             stage.attack, self._oracle(stage), self.judges[stage.threat], self.fetch, todo, stage.threat,
             seed=stage_seed(self.job.spec.seed, stage.label), batch_size=self.job.batch_size, finish=finish,
-            keep_nearest=self.randomised or self.job.plan.crosses, only_last=blind,
-            starts=(lambda id_: near[id_] if id_ in near else None) if warm else None,  # noqa: SIM401 -- no dict
+            keep_nearest=self.randomised or self.job.plan.crosses, only_last=stage.blind, starts=self._starts(stage),
         )  # fmt: skip
         if not self.job.plan.individual:
             self.standing = [id_ for id_ in self.standing if id_ not in broken]
         self._clock(stage.label, begun)
+
+    def _starts(self, stage: Stage) -> Callable[[int], Tensor | None] | None:
+        """Where the attacks before came nearest, for a rung that begins there."""
+        if stage.rung is None or not stage.rung.warm:
+            return None
+        self.journal.flush()
+        near = self.journal.parts("near")
+        return lambda id_: near[id_] if id_ in near else None  # noqa: SIM401 -- no dict
 
     def _oracle(self, stage: Stage) -> Oracle:
         """The search form, with the gradient and the draws that a rung asks for."""

@@ -68,6 +68,11 @@ class Stage:
     within: float | None = None  # only examples whose margin earlier attacks brought below this share of the clean one
     rung: Rung | None = None  # how its gradient crosses a purifier
 
+    @property
+    def blind(self) -> bool:
+        """Whether it attacks another classifier than the one that is judged."""
+        return self.rung is not None and self.rung.crossing == "transfer"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
