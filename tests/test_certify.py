@@ -1,0 +1,217 @@
+"""Randomized smoothing against classifiers whose smoothed selves are known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+from torch import Tensor, nn
+
+from robustgen.certify.bounds import lower_bound, radius_for
+from robustgen.certify.certify import Certificate, certify, predict
+from robustgen.certify.design import Design, make_design
+from robustgen.certify.noise import BLOCK, GridNoise
+from robustgen.certify.votes import Voter, Wanted
+from robustgen.errors import SpecError
+
+SHAPE = (1, 4, 4)
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class Halfspace(nn.Module):
+    """Class 1 on one side of a plane: under noise its probability is Phi(distance / sigma), so R is the distance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        w = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.w = w / w.norm()
+
+    def distance(self, x: Tensor) -> Tensor:
+        """Of (B, ...) to the boundary through the grey image, signed."""
+        return (x.double().flatten(1) - 0.5) @ self.w
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, 4, 4) -> (B, 2)."""
+        d = self.distance(x)
+        return torch.stack([-d, d], 1)
+
+
+def voter(sigma: float = 0.25, *, batch_size: int = 700, model: nn.Module | None = None) -> Voter:
+    """Votes of the half-space."""
+    return Voter(
+        model or Halfspace(), GridNoise(sigma), seed=0, classes=2, batch_size=batch_size, device=torch.device("cpu")
+    )
+
+
+def images(n: int) -> np.ndarray:
+    """On the 8-bit grid."""
+    return np.random.default_rng(1).integers(0, 256, (n, *SHAPE)) / 255
+
+
+def run(who: Voter, design: Design, n: int, selection: int = 50) -> list[Certificate]:
+    """Certificates of the first images, with the half-space's own answer as label."""
+    x = images(n)
+    labels = Halfspace()(torch.from_numpy(x)).argmax(1).tolist()
+    found: list[Certificate] = []
+    certify(who, zip(range(n), labels, x, strict=True), design, selection=selection, finish=found.append)
+    return sorted(found, key=lambda one: one.id)
+
+
+@pytest.mark.parametrize("method", ["fixed", "anytime"])
+def test_radius_never_exceeds_the_distance_and_comes_near(method: str) -> None:
+    """The smoothed half-space is the half-space: its true radius is the distance to the boundary."""
+    design = make_design(method, radii=RADII, sigma=0.25, samples=10_000, alpha=0.001)
+    found = run(voter(), design, 40)
+    distance = Halfspace().distance(torch.from_numpy(images(40))).abs().tolist()
+    for one, d in zip(found, distance, strict=True):
+        assert one.radius <= d
+        assert one.predict in (one.label, -1)
+    kept = [one.radius >= max(r for r in RADII if r <= max(d - 0.1, 0)) for one, d in zip(found, distance, strict=True)]
+    assert np.mean(kept) > 0.9, "the table's radii that lie well inside are certified"
+
+
+def test_fixed_is_cohens(capsys: pytest.CaptureFixture[str]) -> None:
+    """One look: Clopper-Pearson at the whole alpha, less the slack of the grid."""
+    design = make_design("fixed", radii=RADII, sigma=0.25, samples=1000, alpha=0.001)
+    (one,) = run(voter(), design, 1)
+    bound = float(lower_bound(one.counts[0], 1000, 0.001))
+    noise = GridNoise(0.25)
+    expected = float(radius_for(bound - noise.approximation(16), 0.25)) - noise.slack(16)
+    assert one.radius == pytest.approx(max(expected, 0), abs=1e-12)
+    assert one.samples == 1050
+
+
+def test_votes_belong_to_examples_and_draws() -> None:
+    """Batch size, order and pieces change nothing; selection and estimation share no draw."""
+    x = GridNoise(0.25).on_grid(images(3))
+    whole = [Wanted(k, x[k], "estimate", 0, 1300) for k in range(3)]
+    expected = voter().count(whole)
+    assert np.array_equal(voter(batch_size=64).count(whole[::-1])[::-1], expected)
+    parts = [Wanted(1, x[1], "estimate", a, b) for a, b in ((0, 60), (60, 501), (501, 1300))]
+    pieces = voter(batch_size=333).count(parts)
+    assert np.array_equal(pieces.sum(0), expected[1])
+    noise = GridNoise(0.25)
+    one, other = (noise.draw(0, 1, 0, SHAPE, purpose) for purpose in ("select", "estimate"))
+    assert not np.array_equal(one, other)
+    assert len(one) == BLOCK
+
+
+def test_noise_has_its_distribution() -> None:
+    """Mean, deviation and tail of each kind, in pixels."""
+    for kind, deviation in (("normal", 0.3), ("uniform", 0.3 / math.sqrt(3)), ("laplace", 0.3 * math.sqrt(2))):
+        noise = GridNoise(0.3, kind)
+        drawn = np.concatenate([noise.draw(0, 0, b, (10, 10), "x") for b in range(4)]) * noise.unit
+        assert abs(drawn.mean()) < 0.005
+        assert drawn.std() == pytest.approx(deviation, rel=0.01)
+        if kind == "uniform":
+            assert np.abs(drawn).max() <= 0.3 + noise.unit
+
+
+def test_sums_are_exact() -> None:
+    """Adding and taking away the noise gives the image back, to the last bit, where float32 does not."""
+    noise = GridNoise(0.25)
+    x, z = noise.on_grid(images(1)), noise.draw(0, 0, 0, SHAPE, "x")
+    assert np.array_equal((x + z) - z, np.broadcast_to(x, z.shape))
+    assert np.array_equal(np.rint(images(1) * 255), x / 2**noise.bits)
+    plain = images(1).astype(np.float32)
+    rough = np.float32(0.25) * np.random.default_rng(0).standard_normal((500, *SHAPE)).astype(np.float32)
+    assert not np.array_equal((plain + rough) - rough, np.broadcast_to(plain, rough.shape))
+
+
+class RoundingSpy(nn.Module):
+    """Looks at the last digits of pixels near 0, where float32 still has many: class 1 where they are used up.
+
+    Noise added to 0 keeps its own fine digits; added to 1/255 and cancelled by it, only multiples of 2^-31 are left.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, 100, 100) -> (B, 2)."""
+        near = (x.abs() < 2**-12) & (x != 0)
+        coarse = near & ((x * 2**31).round() == x * 2**31)
+        share = coarse.flatten(1).sum(1) / near.flatten(1).sum(1).clamp(min=1)
+        return torch.stack([0.5 - share, share - 0.5], 1)
+
+
+def test_a_classifier_that_exploits_rounding_breaks_the_naive_certificate_and_not_ours() -> None:
+    """Two images lie within the naive radius and get different classes; with noise on the grid they get the same."""
+    spy, sigma, shape = RoundingSpy(), 0.25, (1, 100, 100)
+    pair = (np.zeros(shape), np.full(shape, 1 / 255))
+    distance = float(np.linalg.norm(pair[1] - pair[0]))
+    naive = []
+    for image in pair:
+        noise = sigma * torch.randn(1000, *shape, generator=torch.Generator().manual_seed(0))
+        naive.append(int(spy(torch.from_numpy(image).float() + noise).argmax(1).sum()))
+    assert float(radius_for(lower_bound(1000 - naive[0], 1000, 0.001), sigma)) > distance
+    assert naive[1] > 900, "inside the radius of class 0, and class 1"
+    who = Voter(spy, GridNoise(sigma), seed=0, classes=2, batch_size=500, device=torch.device("cpu"))
+    ours = who.count([Wanted(k, who.noise.on_grid(image), "estimate", 0, 1000) for k, image in enumerate(pair)])
+    assert ours[0].argmax() == ours[1].argmax()
+
+
+def test_predict_abstains_near_the_boundary() -> None:
+    """Right away from it; on it nothing can be said."""
+    x = images(20)
+    distance = Halfspace().distance(torch.from_numpy(x))
+    sure, unsure = int(distance.abs().argmax()), np.full(SHAPE, 0.5)
+    assert predict(voter(), sure, x[sure], samples=200, alpha=0.001) == int(distance[sure] > 0)
+    assert predict(voter(), 0, unsure, samples=200, alpha=0.001) == -1
+
+
+def test_false_certificates_of_the_design() -> None:
+    """At a probability just below a threshold, at most alpha of all examples get it, whatever the reason to stop."""
+    alpha, p = 0.05, float(norm.cdf(1.0)) - 1e-4
+    design = make_design("anytime", radii=(1.0,), sigma=1.0, samples=2000, alpha=alpha)
+    rng, false, runs = np.random.default_rng(0), 0, 1500
+    steps = np.diff([0, *design.looks])
+    for _ in range(runs):
+        k, reached = 0, 0
+        for look, draws in enumerate(steps):
+            k += int(rng.binomial(draws, p))
+            reached = max(reached, int((k >= design.required[:, look]).sum()))
+            if design.decided(k, look, reached):
+                break
+        false += reached == 2
+    assert false / runs <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / runs)
+
+
+def test_levels_sum_to_alpha_and_thresholds_need_what_the_bound_says() -> None:
+    """The union bound spends alpha and no more; `required` is the first count whose bound exceeds the threshold."""
+    design = make_design("anytime", radii=RADII, sigma=0.5, samples=3000, alpha=0.01)
+    assert sum(design.levels) == pytest.approx(0.01)
+    assert design.looks[-1] == 3000
+    for j, p in enumerate(design.thresholds):
+        for i, n in enumerate(design.looks):
+            k = int(design.required[j, i])
+            if k <= n:
+                assert float(lower_bound(k, n, design.levels[i])) > p
+            assert float(lower_bound(k - 1, n, design.levels[i])) <= p
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GridNoise(0.0), "--sigma must be above 0"),
+        (lambda: GridNoise(0.1, "pink"), "noise must be one of"),
+        (lambda: make_design("fixed", radii=RADII, sigma=0.25, samples=5, alpha=0.001), "--samples must be >= 10"),
+        (lambda: make_design("sometime", radii=RADII, sigma=1, samples=100, alpha=0.1), "did you mean 'anytime'"),
+        (lambda: make_design("anytime", radii=RADII, sigma=1, samples=100, alpha=0.1, profile="fats"), "'fast'"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: object, message: str) -> None:
+    """In a sentence."""
+    with pytest.raises(SpecError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_nan_is_refused() -> None:
+    """A vote that is none."""
+
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 2), math.nan)
+
+    with pytest.raises(SpecError, match="NaN or infinity on a noised image"):
+        run(voter(model=Broken()), make_design("fixed", radii=RADII, sigma=0.25, samples=100, alpha=0.1), 1)
