@@ -1,15 +1,84 @@
-"""`robustgen certify-report`."""
+"""`robustgen certify` and `certify-report`."""
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robustgen.cli_options import app
+from robustgen.cli_options import DataDir, Device, Json, Weights, app, with_progress
 
 __all__: list[str] = []
+
+
+@app.command("certify")
+def certify_command(
+    classifier: Annotated[str, typer.Argument(help="As in `robustgen eval`.")] = "fmnist-standard",
+    sigma: Annotated[float, typer.Option(help="Of the noise, in pixels of [0, 1].")] = 0.25,
+    denoise: Annotated[str | None, typer.Option(help="Generator that denoises first, such as fmnist-edm.")] = None,
+    noise: Annotated[str, typer.Option(help="normal certifies in L2; uniform and laplace in L1.")] = "normal",
+    method: Annotated[str, typer.Option(help="fixed: as Cohen et al.; anytime: stops when it is decided.")] = "anytime",
+    profile: Annotated[str, typer.Option(help="Of anytime: exact, or fast for fewer draws.")] = "exact",
+    radii: Annotated[str, typer.Option(help="Of the table, with commas.")] = "0,0.25,0.5,0.75,1",
+    samples: Annotated[int, typer.Option(help="Draws an example at most.")] = 100_000,
+    selection: Annotated[int, typer.Option(help="Draws that choose the class.")] = 100,
+    alpha: Annotated[float, typer.Option(help="Probability of a false certificate, of one example.")] = 0.001,
+    data: Annotated[str, typer.Option(help="Data set by name, folder:PATH or npz:PATH.")] = "fmnist-test-1k",
+    n: Annotated[int | None, typer.Option("--n", "-n", help="The first N examples.")] = None,
+    ids: Annotated[str | None, typer.Option(help="These examples: 0-99,205 or a file of ids.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder (default: runs/certify-...).")] = None,
+    batch_size: Annotated[int, typer.Option(help="Noised images sent at once.")] = 1000,
+    precision: Annotated[
+        str, typer.Option(help="Form of the function that is certified: auto takes the fastest; or float32, ...")
+    ] = "auto",
+    weights: Weights = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Certify a classifier by randomized smoothing: radii within which no change of the image changes the class.
+
+    Examples -
+
+      robustgen certify fmnist-standard --sigma 0.25 --denoise fmnist-edm -n 100
+
+      robustgen certify python:model.py:make --sigma 0.5 --method fixed --data cifar10
+    """
+    from robustgen.certify.report import render
+    from robustgen.certify.request import CertificationRequest, certify_request
+    from robustgen.environment import tune_process
+    from robustgen.ranks import joined_ranks
+
+    tune_process()
+    request = CertificationRequest(
+        classifier=classifier, sigma=sigma, denoise=denoise, noise=noise, method=method, profile=profile, radii=radii,
+        samples=samples, selection=selection, alpha=alpha, data=data, n=n, ids=ids, seed=seed, precision=precision,
+        weights=weights, data_dir=data_dir,
+    )  # fmt: skip
+    begun = time.monotonic()
+    with joined_ranks() as ranks:
+        record = with_progress(
+            lambda progress: certify_request(
+                request, out=out, batch_size=batch_size, device=device, progress=progress, ranks=ranks
+            ),
+            silent=json_ or not ranks.first,
+        )
+        if not ranks.first:
+            return
+    record["seconds"] = round(time.monotonic() - begun, 3)
+    if json_:
+        print(json.dumps(record))
+        return
+    shown = {key: record[key] for key in ("n", "certified", "acr", "abstained")}
+    row = {"name": record["spec"]["classifier"], **shown}
+    print(render({"radii": record["spec"]["radii"], "rows": [row]}, "rich"))
+    print(
+        f"{record['samples'] / record['n']:,.0f} draws an example, {record['seconds']:.1f} s; record: {record['run']}"
+    )
 
 
 @app.command("certify-report")

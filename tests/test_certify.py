@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +13,13 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
+from robustgen.cards import bundled_cards
 from robustgen.certify.bounds import lower_bound, radius_for
 from robustgen.certify.certify import Certificate, certify, predict
 from robustgen.certify.design import Design, make_design
 from robustgen.certify.noise import BLOCK, GridNoise
 from robustgen.certify.votes import Voter, Wanted
+from robustgen.cli import _run
 from robustgen.errors import SpecError
 
 SHAPE = (1, 4, 4)
@@ -215,3 +220,63 @@ def test_nan_is_refused() -> None:
 
     with pytest.raises(SpecError, match="NaN or infinity on a noised image"):
         run(voter(model=Broken()), make_design("fixed", radii=RADII, sigma=0.25, samples=100, alpha=0.1), 1)
+
+
+def test_a_certification_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with one line an example; cut off in the middle, the same command goes on to the same end."""
+    asked = ["certify", "fmnist-standard", "--sigma", "0.1", "-n", "6", "--samples", "200", "--json"]
+    assert _run([*asked, "--out", str(tmp_path / "a")]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [one["radius"] for one in record["certified"]] == [0, 0.25, 0.5, 0.75, 1]
+    assert {"acr", "abstained", "samples", "seconds", "run"} <= set(record)
+    lines = (tmp_path / "a" / "certificates.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == list(range(6))
+    half = tmp_path / "b"
+    half.mkdir()
+    shutil.copy(tmp_path / "a" / "spec.json", half)
+    (half / "certificates.jsonl").write_text("\n".join(lines[:3]) + "\n" + lines[3][:20], encoding="utf-8")
+    assert _run([*asked, "--out", str(half), "--batch-size", "77"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["certified"] == record["certified"]
+    assert (half / "certificates.jsonl").read_text(encoding="utf-8").splitlines() == lines
+    assert _run([*asked, "--out", str(half), "--sigma", "0.2"]) == 2
+    assert "holds another certification (asked / there: sigma: 0.2 / 0.1)" in capsys.readouterr().err
+
+
+def test_denoised_smoothing_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The generator sees sigma in its own units: with it the plain classifier withstands noise that it fails under."""
+    asked = ["certify", "fmnist-standard", "--sigma", "0.3", "-n", "12", "--samples", "60", "--alpha", "0.01", "--json"]
+    assert _run([*asked, "--out", str(tmp_path / "plain")]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert _run([*asked, "--denoise", "fmnist-edm", "--out", str(tmp_path / "denoised")]) == 0
+    denoised = json.loads(capsys.readouterr().out)
+    assert denoised["spec"]["classifier"] == "fmnist-edm|fmnist-standard"
+    assert denoised["acr"] > plain["acr"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--alpha", "1"], r"alpha must be in (0, 1)"),
+        (["--sigma", "0"], "--sigma must be above 0"),
+        (["--samples", "3"], "--samples must be >= 10"),
+        (["--selection", "0"], "--selection must be >= 1"),
+        (["--method", "fixd"], "did you mean 'fixed'"),
+        (["--radii", "a"], "--radii must be numbers"),
+        (["--denoise", "fmnist-edm", "--sigma", "99"], "for which this generator was trained"),
+        (["--denoise", "fmnist-emd"], "did you mean 'fmnist-edm'"),
+    ],
+)
+def test_wrong_requests(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 2 with one sentence, before any draw."""
+    assert _run(["certify", "fmnist-standard", "-n", "2", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_random_classifiers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """By name where it is a purifier, by looking otherwise."""
+    assert _run(["certify", "one-shot@fmnist-standard", "-n", "2"]) == 2
+    assert "certify the classifier alone, with --denoise" in capsys.readouterr().err
+    (decoy,) = [name for name, path in bundled_cards().items() if "noise" in name]
+    assert _run(["certify", decoy, "-n", "2"]) == 2
+    assert "answers the same image in two ways" in capsys.readouterr().err

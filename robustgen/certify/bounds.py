@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from robustgen.errors import SpecError
 
-__all__ = ["NOISES", "least_samples", "lower_bound", "probability_for", "radius_for", "upper_bound"]
+__all__ = ["NOISES", "check_alpha", "least_samples", "lower_bound", "probability_for", "radius_for", "upper_bound"]
 
 NOISES = ("normal", "uniform", "laplace")
 Counts = int | npt.NDArray[np.int64]
@@ -31,7 +31,7 @@ def lower_bound(k: Counts, n: Counts, alpha: float) -> npt.NDArray[np.float64]:
     """
     from scipy.stats import beta  # scipy.stats takes half a second to import
 
-    _check_alpha(alpha)
+    check_alpha(alpha)
     successes, draws = np.asarray(k), np.asarray(n)
     bound = beta.ppf(alpha, np.maximum(successes, 1), draws - successes + 1)
     return np.where(successes == 0, 0.0, bound)
@@ -92,10 +92,15 @@ def probability_for(radius: float, sigma: float, noise: str = "normal") -> float
 
 def least_samples(radius: float, sigma: float, alpha: float, noise: str = "normal") -> int:
     """How many draws, all of them right, `lower_bound` needs to certify a radius: the least n with p^n <= alpha."""
-    _check_alpha(alpha)
+    check_alpha(alpha)
     return max(1, math.ceil(math.log(alpha) / math.log(probability_for(radius, sigma, noise))))
 
 
-def _check_alpha(alpha: float) -> None:
+def check_alpha(alpha: float) -> None:
+    """Refuse an alpha that is no probability of an error.
+
+    Raises:
+        SpecError: it is not in (0, 1).
+    """
     if not 0 < alpha < 1:
         raise SpecError(f"alpha must be in (0, 1), the probability of a false certificate, got {alpha:g}.")

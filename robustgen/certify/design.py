@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from robustgen.certify.bounds import lower_bound, probability_for
+from robustgen.certify.bounds import check_alpha, lower_bound, probability_for
 from robustgen.errors import SpecError, unknown_name
 
 __all__ = ["PROFILES", "Design", "make_design"]
@@ -114,6 +114,7 @@ def make_design(
     Raises:
         SpecError: no such method or profile, or so few samples that no radius can be certified.
     """
+    check_alpha(alpha)
     least = math.ceil(math.log(alpha) / math.log(0.5))
     if samples < least:
         raise SpecError(f"--samples must be >= {least}, or nothing is certified at alpha = {alpha:g}, got {samples}.")

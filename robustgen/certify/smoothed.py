@@ -1,0 +1,71 @@
+"""What gets smoothed: a classifier, or a denoiser before one; each a deterministic function of the noised image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.classifiers import Classifier
+from robustgen.defended import Defended
+from robustgen.errors import SpecError
+from robustgen.generator.denoiser import Denoiser, generator_sigma, to_generator_range, to_pixel_range
+from robustgen.generator.load import Generator, with_precision
+from robustgen.health import is_stochastic
+from robustgen.precision import SearchForm, SearchModel
+
+__all__ = ["Denoised", "check_base", "smoothing_base"]
+
+
+class Denoised(nn.Module):
+    """f(x0) with x0 = clip(D(2 x - 1; 2 sigma)) of the noised image x: one shot, sigma exact.
+
+    Source: Carlini et al. 2023, arXiv:2206.10550, algorithm 1; the generator works in [-1, 1], so its sigma is twice
+    that in pixels, and in EDM's coordinates nothing is scaled.
+
+    Args:
+        denoiser: D, in the precision it is to be asked in.
+        classifier: f.
+        sigma: of the noise that will be added, in pixels of [0, 1].
+
+    Raises:
+        SpecError: shapes that do not fit, or a sigma that the denoiser was not trained for.
+    """
+
+    def __init__(self, denoiser: Denoiser, classifier: nn.Module, sigma: float) -> None:
+        super().__init__()
+        level = generator_sigma(sigma)
+        if not denoiser.sigma_min <= level <= denoiser.sigma_max:
+            low, high = denoiser.sigma_min / 2, denoiser.sigma_max / 2
+            raise SpecError(f"--sigma {sigma:g} is outside {low:g} .. {high:g}, for which this generator was trained.")
+        self.denoiser, self.classifier, self.level = denoiser, classifier, level
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Noised images (B, C, H, W), clean ones in [0, 1], to logits (B, K)."""
+        clean = to_pixel_range(self.denoiser(to_generator_range(x), self.level))
+        logits: Tensor = self.classifier(clean)
+        return logits
+
+
+def smoothing_base(classifier: Classifier, generator: Generator | None, sigma: float, form: SearchForm) -> nn.Module:
+    """The function that is certified, in the form that it is asked in."""
+    searched = SearchModel(classifier, form)
+    if generator is None:
+        return searched
+    precision = "bfloat16" if form.dtype is torch.bfloat16 else "float32"
+    return Denoised(with_precision(generator.denoiser, precision), searched, sigma)
+
+
+def check_base(classifier: Classifier, x: Tensor) -> None:
+    """Refuse what would void a certificate and can be seen.
+
+    Raises:
+        SpecError: a classifier that answers the same image in two ways: it has no fixed smoothed self.
+    """
+    name = classifier.card.name
+    if isinstance(classifier, Defended) and classifier.stochastic:
+        raise SpecError(f"{name} draws noise of its own; certify the classifier alone, with --denoise GENERATOR.")
+    if is_stochastic(classifier, x):
+        raise SpecError(
+            f"{name} answers the same image in two ways; a certificate needs one answer for each noised image. Remove "
+            "the randomness, or fix its seed inside."
+        )
