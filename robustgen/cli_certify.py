@@ -1,4 +1,4 @@
-"""`robustgen certify` and `certify-report`."""
+"""`robustgen certify`, `certify-patches` and `certify-report`."""
 
 from __future__ import annotations
 
@@ -79,6 +79,47 @@ def certify_command(
     print(
         f"{record['samples'] / record['n']:,.0f} draws an example, {record['seconds']:.1f} s; record: {record['run']}"
     )
+
+
+@app.command("certify-patches")
+def certify_patches_command(
+    classifier: Annotated[str, typer.Argument(help="As in `robustgen eval`.")] = "fmnist-standard",
+    patch: Annotated[str, typer.Option(help="Sides of square patches in pixels, with commas.")] = "2,4,6",
+    per_axis: Annotated[int, typer.Option(help="Masks an axis; more of them cover less of the image each.")] = 6,
+    data: Annotated[str, typer.Option(help="Data set by name, folder:PATH or npz:PATH.")] = "fmnist-test-1k",
+    n: Annotated[int, typer.Option("--n", "-n", help="The first N examples.")] = 200,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Certify against adversarial patches by double masking (PatchCleanser): exact, for every content and place.
+
+    Example -
+
+      robustgen certify-patches fmnist-standard --patch 2,4 -n 100
+    """
+    from robustgen.certify.patchcleanser import measure_patches
+    from robustgen.environment import tune_process
+    from robustgen.errors import SpecError
+
+    try:
+        sides = [int(part) for part in patch.split(",")]
+    except ValueError:
+        raise SpecError(f"--patch must be sides in pixels with commas, such as 2,4,6, got '{patch}'.") from None
+    tune_process()
+    found = measure_patches(
+        classifier, sides, data=data, data_dir=data_dir, n=n, per_axis=per_axis, device=device
+    )  # fmt: skip
+    if json_:
+        print(json.dumps(found))
+        return
+    print(f"{found['classifier']}, {found['n']} images, right without masks: {100 * found['clean']['value']:.1f} %")
+    for row in found["rows"]:
+        told = ", ".join(
+            f"{key} {100 * row[key]['value']:.1f} % [{100 * row[key]['low']:.1f}, {100 * row[key]['high']:.1f}]"
+            for key in ("clean", "certified")
+        )
+        print(f"patch {row['patch']} x {row['patch']}, {row['masks']} masks: {told}")
 
 
 @app.command("certify-report")
