@@ -42,7 +42,8 @@ class CertificationLog:
     @property
     def right(self) -> npt.NDArray[np.bool_]:
         """(N,) whether the certified class is the label."""
-        return self.predict == self.label
+        same: npt.NDArray[np.bool_] = self.predict == self.label
+        return same
 
     def certified(self, radius: float) -> Estimate:
         """Share of examples that are right with at least this radius; an abstention is wrong."""

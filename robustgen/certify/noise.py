@@ -55,7 +55,7 @@ class GridNoise:
     @property
     def unit(self) -> float:
         """One part, in pixels of [0, 1]."""
-        return 1 / (255 * 2**self.bits)
+        return 1 / (255 * float(2**self.bits))
 
     def draw(self, seed: int, example: int, block: int, shape: tuple[int, ...], purpose: str) -> npt.NDArray[np.int32]:
         """(BLOCK, *shape) whole parts; a function of these five alone."""

@@ -102,7 +102,8 @@ class Consistency:
         mean = log_p.exp().mean(0).clamp(min=1e-8)
         apart = (mean * (mean.log() - log_p)).sum(2).mean()
         spread = -(mean * mean.log()).sum(1).mean()
-        return natural + self.weight * apart + self.entropy * spread
+        total: Tensor = natural + self.weight * apart + self.entropy * spread
+        return total
 
     def stronger(self) -> Self:
         return self
