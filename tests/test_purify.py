@@ -256,6 +256,23 @@ def test_jpeg_is_a_codec(channels: int) -> None:
 
 
 @pytest.mark.parametrize("name", list(PURIFIERS))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_purifier_keeps_its_contract(name: str, channels: int) -> None:
+    """Same shape, finite; the same streams, the same images; others only where it says so; and a gradient."""
+    purifier = parse_purifier(name)
+    x = torch.rand(3, channels, 12, 8, generator=torch.Generator().manual_seed(0))
+    denoiser = GaussianDenoiser(torch.zeros(channels, 12, 8), 0.5) if purifier.generator else None
+    out = run_chain(purifier.chain(denoiser, rows(3)), x)
+    assert out.shape == x.shape
+    assert bool(out.isfinite().all())
+    assert torch.equal(out, run_chain(purifier.chain(denoiser, rows(3)), x))
+    assert torch.equal(out, run_chain(purifier.chain(denoiser, rows(3, seed=1)), x)) != purifier.stochastic
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(cross(purifier.chain(denoiser, rows(3)), leaf, "full").sum(), leaf)
+    assert bool((grad != 0).any())
+
+
+@pytest.mark.parametrize("name", list(PURIFIERS))
 def test_typed_as_described(name: str) -> None:
     """Every purifier reads what it writes, and says where it comes from and what is known of it."""
     purifier = parse_purifier(name)
