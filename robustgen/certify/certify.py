@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from robustgen.certify.bounds import radius_for
 from robustgen.certify.design import Design
 from robustgen.certify.votes import Voter, Wanted
 
@@ -34,7 +33,6 @@ class Certificate:
         selected: the class that the first draws chose.
         counts: how often it was voted for, at each look of the design so far.
         samples: all draws, those for selection included.
-        bound: the lower bound of its probability that the radius follows from.
     """
 
     id: int
@@ -44,7 +42,6 @@ class Certificate:
     selected: int
     counts: list[int]
     samples: int
-    bound: float
 
 
 @dataclass
@@ -108,21 +105,15 @@ def _take(row: _Row, votes: npt.NDArray[np.int64], design: Design) -> None:
         return
     row.right += int(votes[row.selected])
     row.counts.append(row.right)
-    required = design.required[:, len(row.counts) - 1]
-    row.reached = max(row.reached, int((row.right >= required).sum()))
+    row.reached = max(row.reached, design.reached(row.right, len(row.counts) - 1))
 
 
 def _certificate(row: _Row, design: Design, voter: Voter, selection: int) -> Certificate:
     assert row.selected is not None  # decided only after a look
-    pixels = row.image.size
-    bound = design.bound(row.counts) - voter.noise.approximation(pixels)
-    radius = float(radius_for(bound, voter.noise.sigma, voter.noise.kind)) - voter.noise.slack(pixels)
-    certain = bound > 0.5
-    samples = selection + design.looks[len(row.counts) - 1]
+    radius = design.radius(row.right, row.reached, voter.noise, row.image.size)
     return Certificate(
-        id=row.id, label=row.label, predict=row.selected if certain else ABSTAIN,
-        radius=max(radius, 0.0) if certain else 0.0, selected=row.selected, counts=row.counts, samples=samples,
-        bound=bound,
+        id=row.id, label=row.label, predict=ABSTAIN if radius is None else row.selected, radius=radius or 0.0,
+        selected=row.selected, counts=row.counts, samples=selection + design.looks[len(row.counts) - 1],
     )  # fmt: skip
 
 

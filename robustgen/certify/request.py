@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustgen.certify.report import parse_radii
-from robustgen.certify.run import CertificationSpec, run_certification
+from robustgen.certify.run import CertificationSpec, recorded_precision, run_certification
 from robustgen.certify.smoothed import check_base, smoothing_base
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
@@ -63,7 +63,7 @@ def certify_request(
     if batch_size < 1:
         raise SpecError(f"--batch-size must be >= 1, got {batch_size}.")
     where, radii = pick_device(device), parse_radii(request.radii)
-    _outline(request, radii).design()  # refuses samples, method, profile and alpha before any file
+    _outline(request, radii).design(1)  # refuses samples, method, profile and alpha before any file
     dataset = load_data(request.data, data_dir=request.data_dir)
     ids = parse_ids(request.ids, request.n, len(dataset), dataset.name)
     classifier = load_classifier(request.classifier, weights=request.weights, shape=dataset.shape).to(where)
@@ -74,11 +74,17 @@ def certify_request(
     x, y = (part.to(where) for part in dataset.batch(ids[:64]))
     check_classifier(classifier, x, y)
     check_base(classifier, x)
-    form = choose_form(classifier, x, y, request.precision)[0].form if ranks.first else None
+    spec = _spec(request, radii, dataset, ids, classifier, generator)
+    stem = f"certify-{dataset.name.replace(':', '-')}-{_slug(spec)}"
+    asked = request.precision
+    if asked == "auto":
+        folders = sorted(Path("runs").glob(f"{stem}-*")) if out is None else [out]
+        asked = next((form for folder in folders if (form := recorded_precision(folder, spec)) is not None), asked)
+    form = choose_form(classifier, x, y, asked)[0].form if ranks.first else None
     form = parse_form(ranks.from_first(str(form)))
     base = smoothing_base(classifier, generator, request.sigma, form)
-    spec = _spec(request, radii, dataset, ids, classifier, generator, str(form))
-    folder = out or Path("runs") / f"certify-{dataset.name.replace(':', '-')}-{_slug(spec)}-{spec.identity()[:8]}"
+    spec = replace(spec, precision=str(form))
+    folder = out or Path("runs") / f"{stem}-{spec.identity()[:8]}"
     return run_certification(
         spec, base, dataset, folder, classes=_classes(base, x), batch_size=batch_size, device=where,
         progress=progress, ranks=ranks,
@@ -98,17 +104,15 @@ def _outline(request: CertificationRequest, radii: tuple[float, ...]) -> Certifi
 
 def _spec(
     request: CertificationRequest, radii: tuple[float, ...], dataset: Dataset, ids: list[int], classifier: Classifier,
-    generator: Generator | None, form: str,
+    generator: Generator | None,
 ) -> CertificationSpec:  # fmt: skip
-    from dataclasses import replace
-
     name, weights = classifier.card.name, classifier.weights_sha256
     if generator is not None:
         name = f"{generator.name}|{name}"
         weights = hashlib.sha256(f"{generator.sha256} {weights}".encode()).hexdigest()
     return replace(
         _outline(request, radii), classifier=name, weights_sha256=weights, data=dataset.name,
-        data_sha256=dataset.digest(ids), ids=compact_ids(ids), precision=form,
+        data_sha256=dataset.digest(ids), ids=compact_ids(ids),
     )  # fmt: skip
 
 

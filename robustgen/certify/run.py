@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +34,7 @@ from robustgen.progress import Progress
 from robustgen.ranks import Ranks
 from robustgen.spec import expand_ids
 
-__all__ = ["CertificationSpec", "as_log", "read_certificates", "run_certification"]
+__all__ = ["CertificationSpec", "as_log", "read_certificates", "recorded_precision", "run_certification"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +73,26 @@ class CertificationSpec:
         """sha256 of the canonical JSON of this spec."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-    def design(self) -> Design:
-        """Looks and levels."""
+    def design(self, pixels: int) -> Design:
+        """Looks and boundaries for images of so many pixels."""
         return make_design(
-            self.method, radii=self.radii, sigma=self.sigma, samples=self.samples, alpha=self.alpha,
-            profile=self.profile, noise=self.noise,
+            self.method, radii=self.radii, noise=self.grid_noise(), pixels=pixels, samples=self.samples,
+            alpha=self.alpha, profile=self.profile,
         )  # fmt: skip
 
     def grid_noise(self) -> GridNoise:
         """The noise."""
         return GridNoise(self.sigma, self.noise, self.bits)
+
+
+def recorded_precision(folder: Path, spec: CertificationSpec) -> str | None:
+    """The form that an earlier process chose for this very certification, so that it goes on in it; else None."""
+    path = folder / "spec.json"
+    if not path.is_file():
+        return None
+    held = _read_json(path)
+    mine = json.loads(json.dumps(asdict(spec)))
+    return str(held["precision"]) if {**mine, "precision": held.get("precision")} == held else None
 
 
 def run_certification(
@@ -126,10 +137,10 @@ def _open(folder: Path, spec: CertificationSpec, ranks: Ranks) -> durable.Folder
     if ranks.first:
         with durable.disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = durable.FolderLock(folder)
             if (folder / "spec.json").is_file():
                 _check_same(folder, spec)
-            else:
+            lock = durable.FolderLock(folder)
+            if not (folder / "spec.json").is_file():
                 durable.write_json(folder / "spec.json", asdict(spec))
     ranks.gather(None)
     return lock
@@ -165,7 +176,8 @@ def _work(
 
     voter = Voter(base, spec.grid_noise(), seed=spec.seed, classes=classes, batch_size=batch_size, device=device)
     with durable.disk_errors(folder):
-        certify(voter, _examples(dataset, todo), spec.design(), selection=spec.selection, finish=finish)
+        design = spec.design(math.prod(dataset.shape))
+        certify(voter, _examples(dataset, todo), design, selection=spec.selection, finish=finish)
         file.sync()
     file.close()
 
