@@ -10,15 +10,14 @@ none        the exact image and no gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from robustgen.errors import SpecError
-from robustgen.purify.base import Chain, State, run_chain
+from robustgen.purify.base import Chain, State, Step, run_chain
 
 __all__ = ["EXACT", "GRADIENTS", "Gradient", "cross"]
 
@@ -65,15 +64,36 @@ def cross(
 
 def _checkpointed(chain: Chain, x: Tensor) -> Tensor:
     """Each step is run without a graph, and again with one when its gradient is asked for."""
-    state = chain.enter((x,))
-    for step in chain.steps:
-        state = checkpoint(_spread(step), *state, use_reentrant=False, preserve_rng_state=False)
-    (out,) = chain.leave(state)
+    (out,) = chain.leave(_Checkpointed.apply(chain.steps, *chain.enter((x,))))
     return out
 
 
-def _spread(step: Callable[[State], State]) -> Callable[..., State]:
-    return lambda *state: step(state)
+def _cross_step(step: Step, state: State, gradients: State) -> tuple[State, State]:
+    """The state after a step, and the vector-Jacobian product of the step at the state before."""
+    with torch.enable_grad():
+        leaves = tuple(part.detach().requires_grad_() for part in state)
+        after = step(leaves)
+        before = torch.autograd.grad(after, leaves, gradients, allow_unused=True, materialize_grads=True)
+    return tuple(part.detach() for part in after), before
+
+
+class _Checkpointed(torch.autograd.Function):
+    """The states between steps are kept, nothing else; exact, since steps give the same when they are run again."""
+
+    @staticmethod
+    def forward(ctx: Any, steps: Sequence[Step], *state: Tensor) -> State:
+        states = []
+        for step in steps:
+            states.append(state)
+            state = step(state)
+        ctx.steps, ctx.states = steps, states
+        return state
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, *tuple[Tensor, ...]]:
+        for step, state in zip(reversed(ctx.steps), reversed(ctx.states), strict=True):
+            _, gradients = _cross_step(step, state, gradients)
+        return None, *gradients
 
 
 class _Adjoint(torch.autograd.Function):
@@ -84,20 +104,16 @@ class _Adjoint(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, steps: Any, *state: Tensor) -> State:
+    def forward(ctx: Any, steps: Sequence[Step], *state: Tensor) -> State:
         for step in steps:
             state = step(state)
-        ctx.steps = steps
-        ctx.save_for_backward(*state)
+        ctx.steps, ctx.state = steps, state
         return state
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, *tuple[Tensor, ...]]:
-        state = tuple(ctx.saved_tensors)
+        state = ctx.state
         for step in reversed(ctx.steps):
-            with torch.enable_grad():
-                leaves = tuple(part.detach().requires_grad_() for part in state)
-                after = step(leaves)
-                gradients = torch.autograd.grad(after, leaves, gradients, allow_unused=True, materialize_grads=True)
-            state = tuple(2 * here - there.detach() for here, there in zip(state, after, strict=True))
+            after, gradients = _cross_step(step, state, gradients)
+            state = tuple(2 * here - there for here, there in zip(state, after, strict=True))
         return None, *gradients

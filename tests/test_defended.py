@@ -19,10 +19,12 @@ from robustgen.attacks.plans import Plan, Rung
 from robustgen.cards import Card
 from robustgen.classifiers import Classifier, load_classifier
 from robustgen.cli import _run
+from robustgen.data import load_data
 from robustgen.defended import Defended, defend
 from robustgen.errors import SpecError
 from robustgen.generator.analytic import GaussianDenoiser
 from robustgen.oracle import Oracle
+from robustgen.precision import SearchForm
 from robustgen.purify.base import PURIFIERS, Chain, Sanitiser, single_step, straight_through
 from robustgen.purify.diffpure import DiffPure
 from robustgen.purify.median import Median
@@ -209,6 +211,18 @@ def test_generator_and_classifier_must_fit() -> None:
     )
     with pytest.raises(SpecError, match=r"3 channels and 8 x 8 pixels, the generator fmnist-edm makes images \(1, 28"):
         defend(other, "diffpure")
+
+
+def test_a_form_for_the_search_leaves_the_classifier_as_it_is() -> None:
+    """In bfloat16 the answers are near, and those of float32 are the same bits before and after."""
+    model = defend(load_classifier("fmnist-standard"), "diffpure:t=0.05,steps=2")
+    x, rng = load_data("fmnist-test-1k").batch(range(4))[0], ExampleRng.of(0, range(4))
+    before = model(x, rng)
+    low = model.in_form(SearchForm(torch.bfloat16, channels_last=True))
+    near = low(x, rng)
+    assert torch.equal(model(x, rng), before)
+    assert not torch.equal(near, before)
+    assert float((near - before).norm() / before.norm()) < 0.1
 
 
 def test_a_purifier_of_ones_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +77,12 @@ def load_generator(name: str, *, device: torch.device | None = None, precision: 
 
 
 def with_precision(denoiser: Denoiser, precision: str) -> Denoiser:
-    """The denoiser, its network computing in "float32" or in a "bfloat16" copy; images stay in their own dtype."""
-    if precision == "bfloat16" and isinstance(denoiser, EdmDenoiser | DdpmDenoiser):
-        denoiser.network = low_precision_copy(denoiser.network)
-    return denoiser
+    """The denoiser itself for "float32", or a copy whose network computes in "bfloat16"; images stay in their dtype."""
+    if precision != "bfloat16" or not isinstance(denoiser, EdmDenoiser | DdpmDenoiser):
+        return denoiser
+    other = copy.deepcopy(denoiser)
+    other.network = low_precision_copy(denoiser.network)
+    return other
 
 
 class DiffusersUnet(nn.Module):
