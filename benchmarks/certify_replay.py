@@ -66,7 +66,7 @@ def false_certificates(design: Design, radii: tuple[float, ...], noise: GridNois
     return worst
 
 
-def measure(file: str, sigma: float, pixels: int, radii: tuple[float, ...], profile: str) -> dict[str, Any]:
+def measure(file: str, sigma: float, pixels: int, radii: tuple[float, ...], *, profile: str) -> dict[str, Any]:
     """One log under one profile, means over several replays."""
     log, noise = read_log(LOGS / file), GridNoise(sigma)
     rates, rng = rates_of(log, sigma), np.random.default_rng(1)
@@ -93,8 +93,8 @@ def main() -> None:
     rows = []
     for profile in ("exact", "fast"):
         for case in CASES:
-            rows.append(measure(*case, profile))
-            row = rows[-1]
+            row = measure(*case, profile=profile)
+            rows.append(row)
             print(row["log"], profile, f"{row['fewer']:.1f} x fewer, lost {max(row['lost']):.2f} at most, mean "
                   f"{np.mean(row['lost']):.2f}, false {row['false_certificates']:.1e}", flush=True)  # fmt: skip
     what = f"{REPLAYS} replays of each log; false certificates in {SEQUENCES} sequences a radius, alpha = {ALPHA}"

@@ -80,8 +80,8 @@ def certify_request(
     if asked == "auto":
         folders = sorted(Path("runs").glob(f"{stem}-*")) if out is None else [out]
         asked = next((form for folder in folders if (form := recorded_precision(folder, spec)) is not None), asked)
-    form = choose_form(classifier, x, y, asked)[0].form if ranks.first else None
-    form = parse_form(ranks.from_first(str(form)))
+    chosen = str(choose_form(classifier, x, y, asked)[0].form) if ranks.first else ""
+    form = parse_form(ranks.from_first(chosen))
     base = smoothing_base(classifier, generator, request.sigma, form)
     spec = replace(spec, precision=str(form))
     folder = out or Path("runs") / f"{stem}-{spec.identity()[:8]}"
