@@ -79,7 +79,7 @@ def certify_request(
     asked = request.precision
     if asked == "auto":
         folders = sorted(Path("runs").glob(f"{stem}-*")) if out is None else [out]
-        asked = next((form for folder in folders if (form := recorded_precision(folder, spec)) is not None), asked)
+        asked = next((held for folder in folders if (held := recorded_precision(folder, spec))), asked)
     chosen = str(choose_form(classifier, x, y, asked)[0].form) if ranks.first else ""
     form = parse_form(ranks.from_first(chosen))
     base = smoothing_base(classifier, generator, request.sigma, form)
