@@ -21,7 +21,7 @@ from robustgen.benchmarks.render_generator import (
     orders,
     time_to_quality,
 )
-from robustgen.benchmarks.render_purify import purify_gradients, purify_memory
+from robustgen.benchmarks.render_purify import purify_gradients, purify_memory, purify_speed
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 from robustgen.cards import bundled_cards
 from robustgen.health import FLAGS
@@ -270,7 +270,7 @@ def flags() -> str:
 _ALL = (
     accuracy, conformance, determinism, edm_cifar10, engine_speed, evidence, flag_confusion, flags, generator_cas,
     generator_sampling, generator_sampling_speed, generator_training, memory, missed, only_strong, orders, pgd, plans,
-    purify_gradients, purify_memory, ranks, self_agreement, speed_limit, time_to_quality,
+    purify_gradients, purify_memory, purify_speed, ranks, self_agreement, speed_limit, time_to_quality,
 )  # fmt: skip
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL}
 

@@ -19,6 +19,7 @@ from robustgen.benchmarks.speed.generator_sampling import plain_network
 from robustgen.data import load_data
 from robustgen.environment import tune_process
 from robustgen.generator.load import load_generator
+from robustgen.generator.views import cosine_schedule
 from robustgen.precision import has_bfloat16
 from robustgen.purify.base import run_chain
 from robustgen.purify.gradients import cross
@@ -27,8 +28,9 @@ from robustgen.rng import ExampleRng
 
 GENERATOR = "fmnist-ddpm"
 STEPS, STEP, N = 20, 100, 64
-PURIFIER = f"diffpure:step={STEP},steps={STEPS},reverse=ddim,generator={GENERATOR}"
-PAIRS = 5
+SIGMA = float(cosine_schedule().sigmas[STEP - 1]) / 2  # in pixels: `step` would count in the linear schedule
+PURIFIER = f"diffpure:sigma={SIGMA:.6f},steps={STEPS},reverse=ddim,generator={GENERATOR}"
+PAIRS = 3
 
 
 def our_gradient(x: Tensor, mode: Any = "full") -> Callable[[], Tensor]:
