@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import robustgen
+from robustgen import engine
 from robustgen.attacks.apgd import APGDCE
 from robustgen.attacks.losses import Margin
 from robustgen.attacks.pgd import PGD
@@ -23,6 +24,7 @@ from robustgen.data import load_data
 from robustgen.defended import Defended, defend
 from robustgen.errors import SpecError
 from robustgen.generator.analytic import GaussianDenoiser
+from robustgen.judge import Judge, Verdict
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchForm
 from robustgen.purify.base import PURIFIERS, Chain, Sanitiser, single_step, straight_through
@@ -248,3 +250,47 @@ def test_a_purifier_of_ones_own() -> None:
         torch.testing.assert_close(model.purify(x), x / 4)
     finally:
         del PURIFIERS._entries["halve-for-test"]
+
+
+class Watched(Judge):
+    """Keeps count of how many points it was asked about."""
+
+    asked = 0
+
+    def __call__(self, x: Tensor, y: Tensor, x_adv: Tensor, rng: ExampleRng | None = None) -> Verdict:
+        """Judge, and count."""
+        self.asked += len(x)
+        return super().__call__(x, y, x_adv, rng)
+
+
+def test_a_rung_begins_where_it_is_told_and_a_blind_one_is_judged_at_its_end() -> None:
+    """The first point queried is the start given; where another classifier is asked only the last point counts."""
+    model, threat = plain(), ThreatModel("linf", 1e-4)
+    x, y = images(model, 3)
+    seen: list[Tensor] = []
+
+    class Wrong(torch.nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            seen.append(z.detach().clone())
+            return -model(z)
+
+    starts = threat.project(x, x + 1e-4)
+    for only_last in (True, False):
+        judge = Watched(model, threat)
+        engine.run(
+            PGD(steps=4), Oracle(Wrong()), judge, lambda ids: (x[list(ids)], y[list(ids)]), range(3), threat,
+            seed=0, batch_size=3, finish=lambda _: None, starts=lambda id_: starts[id_], only_last=only_last,
+        )  # fmt: skip
+        assert judge.asked == (3 if only_last else 15)
+    assert torch.equal(seen[0], starts)
+
+
+def test_growth_ends_when_it_is_quiet(short_ladder: None, tmp_path: Path) -> None:
+    """With an eps that breaks nothing the first larger rung is the last."""
+    model = Defended(Median(size=2), plain(), None)
+    x = images(plain(), 12)[0]
+    data = (x, model(x).argmax(1))
+    record = robustgen.evaluate(model, data, "linf:1e-7", plan="adaptive", out=tmp_path / "run")
+    names = [attack.name for attack in record.attacks]
+    assert "full/apgd-ce#2" in names
+    assert "full/apgd-ce#3" not in names
