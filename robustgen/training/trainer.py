@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from robustgen.errors import RobustgenError
-from robustgen.nets import build_network
 from robustgen.precision import has_bfloat16
 from robustgen.ranks import Ranks
 from robustgen.rng import ExampleRng, generator_for
@@ -21,8 +20,8 @@ from robustgen.training.awp import adversarial_weights
 from robustgen.training.data import TrainingData
 from robustgen.training.measure import clean_accuracy, fgsm_accuracy, has_collapsed, measuring, pgd_accuracy
 from robustgen.training.method import Attacked
-from robustgen.training.methods.noise import noised
-from robustgen.training.model import TrainingModel, check_network
+from robustgen.training.methods.noise import MeasuredUnderNoise
+from robustgen.training.model import TrainingModel, check_network, make_network
 from robustgen.training.recipe import Recipe, TrainingSettings
 
 __all__ = ["Accuracy", "Trainer", "learning_rate", "resolve_precision"]
@@ -110,7 +109,7 @@ class Trainer:
         self.settings = recipe.training
         self.method = recipe.training.make_method()
         torch.manual_seed(recipe.seed)
-        network = build_network(recipe.network.architecture, **recipe.network.options)
+        network = make_network(recipe.network)
         model = TrainingModel(network, recipe.data.mean, recipe.data.std, precision)
         self.model = model.to(memory_format=torch.channels_last).to(device)
         check_network(self.model, data)
@@ -249,11 +248,10 @@ class Trainer:
 
     def accuracy(self) -> Accuracy:
         """Of the averaged weights, on the validation images, in the precision of the training."""
-        sigma: float = getattr(self.method, "sigma", 0.0)
         with measuring(self.average.module) as model:
-            if sigma:  # made for noise: what counts is what it says under noise, the same each time
+            if isinstance(self.method, MeasuredUnderNoise):
                 rng = ExampleRng.of(self.recipe.seed, range(len(self.x_validation)))
-                x = noised(self.x_validation, sigma, 1, rng)
+                x = self.method.measured_on(self.x_validation, rng)
                 return Accuracy(clean=clean_accuracy(model, x, self.y_validation), pgd=None)
             clean = clean_accuracy(model, self.x_validation, self.y_validation)
             if self.method.threat is None:
