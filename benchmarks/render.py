@@ -271,8 +271,9 @@ def flags() -> str:
 
 _ALL = (
     accuracy, certify_replay, conformance, determinism, edm_cifar10, engine_speed, evidence, flag_confusion, flags,
-    generator_cas, generator_sampling, generator_sampling_speed, generator_training, memory, missed, only_strong, orders, pgd, plans,
-    purify_gradients, purify_memory, purify_speed, ranks, self_agreement, speed_limit, time_to_quality,
+    generator_cas, generator_sampling, generator_sampling_speed, generator_training, memory, missed, only_strong,
+    orders, pgd, plans, purify_gradients, purify_memory, purify_speed, ranks, self_agreement, speed_limit,
+    time_to_quality,
 )  # fmt: skip
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL}
 

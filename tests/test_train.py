@@ -26,7 +26,7 @@ from robustgen.training.recipe import Recipe, load_recipe
 from robustgen.training.train import TrainResult, train
 from robustgen.training.trainer import Trainer, learning_rate
 from tests.helpers import assert_global_rng_untouched
-from tests.training_helpers import Interrupted, interrupt_after, with_training, write_recipe
+from tests.training_helpers import Interrupted, interrupt_after, with_training, write_generated, write_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 LINF = "linf:0.1"
@@ -236,6 +236,21 @@ def test_normalisation(recipe: Recipe, tmp_path: Path) -> None:
     assert result.card is not None
     card = Card.load(result.card)
     assert (card.mean, card.std) == ((0.5,), (0.2,))
+
+
+def test_a_card_says_how_it_was_made(recipe: Recipe, tmp_path: Path) -> None:
+    """The commands one after the other, files by their names alone; and for which noise."""
+    provenance = json.dumps({"command": "robustgen generator sample toy --n 50"})
+    path = write_generated(tmp_path, provenance=provenance)
+    content = recipe.changed(generated=f"{path}:0.25").to_dict()
+    content["training"] |= {"method": "gaussian", "options": {"sigma": 0.3}}
+    result = train(Recipe.from_dict(content), out=tmp_path / "out")
+    assert result.card is not None
+    card = Card.load(result.card)
+    made = "robustgen generator sample toy --n 50 && robustgen train tiny --generated made.npz:0.25 (seed 3, "
+    assert card.source is not None
+    assert card.source.startswith(made)
+    assert card.sigma == 0.3
 
 
 def test_guard_falls_back(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

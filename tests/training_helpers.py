@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,18 @@ def interrupt_after(monkeypatch: Any, steps: int) -> None:
         return whole(self)
 
     monkeypatch.setattr(Trainer, "step", step)
+
+
+def write_generated(folder: Path, name: str = "made.npz", *, n: int = 50, **changes: Any) -> Path:
+    """A file as `robustgen generator sample` writes it: bright images, so that they are told from real ones."""
+    held = {
+        "image": np.full((n, 8, 8, 1), 250, dtype=np.uint8),
+        "label": np.arange(n) % 2,
+        "provenance": json.dumps({"trained_on": {"data": "npz", "split": "train", "images": 160, "held_out": 40}}),
+    }
+    held |= changes
+    np.savez(folder / name, **{key: value for key, value in held.items() if value is not None})
+    return folder / name
 
 
 class Shrinking:
