@@ -15,7 +15,7 @@ from robustgen.tables import aligned
 
 if TYPE_CHECKING:
     from robustgen.compare import Comparison
-    from robustgen.verify import Verification
+    from robustgen.verification import Verification
 
 __all__ = [
     "comparison_lines",
@@ -107,8 +107,8 @@ def verification_lines(found: Verification) -> list[str]:
     lines += [f"WRONG    {line}" for line in found.wrong]
     if found.doubtful:
         shown = ", ".join(map(str, found.doubtful[:5]))
-        lines.append(f"note     margins so small that rounding may decide: {len(found.doubtful)} examples ({shown})")
-    verdict = "every figure follows from its witnesses" if found.holds else f"{len(found.wrong)} contradictions"
+        lines.append(f"note     {found.doubt}: {len(found.doubtful)} examples ({shown})")
+    verdict = f"every figure follows from its {found.evidence}" if found.holds else f"{len(found.wrong)} contradictions"
     return [*lines, f"{found.run}: {verdict}"]
 
 

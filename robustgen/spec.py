@@ -23,6 +23,11 @@ class Spec:
         """sha256 of the canonical JSON of this spec."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a spec.json gives them back."""
+        table: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return table
+
     @classmethod
     def from_json(cls, table: Any, source: str) -> Self:
         """Read a spec.json that was written by `dataclasses.asdict`; lists become tuples.
