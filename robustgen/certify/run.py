@@ -149,7 +149,7 @@ def _recover(folder: Path) -> list[Certificate]:
     Raises:
         RecordError: a whole line that cannot be read.
     """
-    found = {}
+    found = dict[int, Certificate]()
     for path in sorted(folder.glob("certificates*.jsonl")):
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
