@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ from robustgen.generator.load import Generator, with_precision
 from robustgen.health import is_stochastic
 from robustgen.precision import SearchForm, SearchModel
 
-__all__ = ["Denoised", "check_base", "denoise_once", "smoothing_base"]
+__all__ = ["Denoised", "base_sha256", "check_base", "denoise_once", "smoothing_base"]
 
 
 def denoise_once(denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
@@ -57,6 +59,12 @@ def smoothing_base(classifier: Classifier, generator: Generator | None, sigma: f
         return searched
     precision = "bfloat16" if form.dtype is torch.bfloat16 else "float32"
     return Denoised(with_precision(generator.denoiser, precision), searched, sigma)
+
+
+def base_sha256(classifier: Classifier, generator: Generator | None) -> str:
+    """sha256 of the weights of what is certified: the classifier's, or of the two hashes behind a generator."""
+    weights = classifier.weights_sha256
+    return weights if generator is None else hashlib.sha256(f"{generator.sha256} {weights}".encode()).hexdigest()
 
 
 def check_base(classifier: Classifier, x: Tensor) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robustgen import durable
+from robustgen import durable, tables
 from robustgen.certify.design import PROFILES
 from robustgen.certify.logs import CertificationLog
 from robustgen.certify.report import draw
@@ -36,7 +34,6 @@ from robustgen.fields import (
     text,
 )
 from robustgen.progress import Progress
-from robustgen.reproduce.purification import markdown_table
 from robustgen.reproduce.scales import in_folder, read_toml
 from robustgen.statistics import mcnemar
 from robustgen.training.recipe import load_recipe
@@ -282,22 +279,18 @@ def markdown(held: dict[str, Any]) -> str:
         cells = [row["name"], f"{row['sigma']:g}"]
         if "certified" in row:
             acr = row["acr"]
-            cells += [_cell(one) for one in row["certified"]]
+            cells += [tables.interval_cell(one) for one in row["certified"]]
             cells += [f"{acr['value']:.3f} [{acr['low']:.3f}, {acr['high']:.3f}]"]
             cells += [f"{100 * row['abstained']['value']:.1f}", f"{row['samples']:,.0f}"]
         else:
             cells += ["not run yet"] + [""] * (len(header) - 3)
         lines.append(cells)
-    parts = [told, markdown_table(header, lines)]
+    parts = [told, tables.markdown_table(header, lines)]
     if held["comparisons"]:
         parts += ["Paired on the same images, exact McNemar test:", _comparisons(held["comparisons"])]
     if held["published"]:
         parts += ["From the literature (other data, not comparable with the figures above):", _published(held)]
     return "\n\n".join(parts)
-
-
-def _cell(figure: dict[str, float]) -> str:
-    return f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
 
 
 def _comparisons(asked: Sequence[dict[str, Any]]) -> str:
@@ -310,7 +303,7 @@ def _comparisons(asked: Sequence[dict[str, Any]]) -> str:
         else:
             cells += ["", "", ""]
         lines.append([*cells, f"**{one['verdict']}**"])
-    return markdown_table(("claim", "radius", "difference, points", "only there", "p", "verdict"), lines)
+    return tables.markdown_table(("claim", "radius", "difference, points", "only there", "p", "verdict"), lines)
 
 
 def _published(held: dict[str, Any]) -> str:
@@ -321,19 +314,19 @@ def _published(held: dict[str, Any]) -> str:
         acr = "" if one["acr"] is None else f"{one['acr']:.3f}"
         cells = [f"{at[radius]:g}" if radius in at else "" for radius in radii]
         lines.append([one["name"], one["data"], *cells, acr, one["source"]])
-    return markdown_table(("published", "data", *(f"r = {radius:g}" for radius in radii), "ACR", "source"), lines)
+    return tables.markdown_table(
+        ("published", "data", *(f"r = {radius:g}" for radius in radii), "ACR", "source"), lines
+    )
 
 
 def csv_table(held: dict[str, Any]) -> str:
     """A line a row and radius, in fractions of 1."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["base", "sigma", "denoise", "radius", "certified", "low", "high"])
-    for row in held["rows"]:
-        for one in row.get("certified", ()):
-            figures = [one["radius"], one["value"], one["low"], one["high"]]
-            writer.writerow([row["name"], row["sigma"], row["denoise"] or "", *figures])
-    return stream.getvalue()
+    lines = [
+        [row["name"], row["sigma"], row["denoise"] or "", one["radius"], one["value"], one["low"], one["high"]]
+        for row in held["rows"]
+        for one in row.get("certified", ())
+    ]
+    return tables.csv_table(("base", "sigma", "denoise", "radius", "certified", "low", "high"), lines)
 
 
 def write(held: dict[str, Any], found: Sequence[tuple[Row, Certified]], out: Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from robustgen import durable
+from robustgen import durable, tables
 from robustgen.errors import SpecError
 from robustgen.fields import TEXT, WHOLE, Rule, check_fields, read_section
 from robustgen.progress import Progress
@@ -25,7 +23,6 @@ __all__ = [
     "csv_table",
     "load_table",
     "markdown",
-    "markdown_table",
     "measured",
     "plot",
     "run_row",
@@ -172,10 +169,8 @@ def markdown(held: dict[str, Any]) -> str:
     if held["published"]:
         header = ("published", "claimed, %", "later found, %", "source")
         rows = [(one["name"], one["claimed"], one["corrected"] or "-", one["source"]) for one in held["published"]]
-        parts += [
-            "From the literature (CIFAR-10, not comparable with the figures above):",
-            markdown_table(header, rows),
-        ]
+        parts.append("From the literature (CIFAR-10, not comparable with the figures above):")
+        parts.append(tables.markdown_table(header, rows))
     return "\n\n".join(parts)
 
 
@@ -191,13 +186,11 @@ def _scores(rows: Sequence[dict[str, Any]]) -> str:
         else:
             cells += ["not run yet"] + [""] * 5
         lines.append(cells)
-    return markdown_table(header, lines)
+    return tables.markdown_table(header, lines)
 
 
 def _cell(figure: dict[str, float] | None) -> str:
-    if figure is None:
-        return "-"
-    return f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+    return "-" if figure is None else tables.interval_cell(figure)
 
 
 def _ladder(rows: Sequence[dict[str, Any]]) -> str:
@@ -206,7 +199,7 @@ def _ladder(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         left = {step["rung"]: f"{100 * step['left']:.1f}" for step in row["ladder"]}
         lines.append([f"{row['name']} before {row['classifier']}", *(left.get(rung, "-") for rung in rungs)])
-    return markdown_table(("purifier", *rungs), lines)
+    return tables.markdown_table(("purifier", *rungs), lines)
 
 
 def _protocols(rows: Sequence[dict[str, Any]]) -> str:
@@ -215,24 +208,18 @@ def _protocols(rows: Sequence[dict[str, Any]]) -> str:
         [f"{row['name']} before {row['classifier']}", *(_cell(row["protocols"].get(name)) for name in names)]
         for row in rows
     ]
-    return markdown_table(("purifier", *names), lines)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    return tables.markdown_table(("purifier", *names), lines)
 
 
 def csv_table(held: dict[str, Any]) -> str:
     """A line a row and rung, in fractions of 1."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["purifier", "classifier", "n", "rung", "left", "seconds"])
-    for row in held["rows"]:
-        for step in row.get("ladder", ()):
-            writer.writerow([row["purifier"], row["classifier"], row["n"], step["rung"], step["left"], step["seconds"]])
-    return stream.getvalue()
+    header = ("purifier", "classifier", "n", "rung", "left", "seconds")
+    rows = [
+        (row["purifier"], row["classifier"], row["n"], step["rung"], step["left"], step["seconds"])
+        for row in held["rows"]
+        for step in row.get("ladder", ())
+    ]
+    return tables.csv_table(header, rows)
 
 
 def plot(held: dict[str, Any], path: Path) -> None:
