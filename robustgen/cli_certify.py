@@ -16,7 +16,9 @@ __all__: list[str] = []
 
 @app.command("certify")
 def certify_command(
-    classifier: Annotated[str, typer.Argument(help="As in `robustgen eval`.")] = "fmnist-standard",
+    classifier: Annotated[
+        str | None, typer.Argument(help="As in `robustgen eval` (default: the bundled one for that sigma).")
+    ] = None,
     sigma: Annotated[float, typer.Option(help="Of the noise, in pixels of [0, 1].")] = 0.25,
     denoise: Annotated[str | None, typer.Option(help="Generator that denoises first, such as fmnist-edm.")] = None,
     noise: Annotated[str, typer.Option(help="normal certifies in L2; uniform and laplace in L1.")] = "normal",

@@ -30,8 +30,8 @@ from robustgen.errors import SpecError, unknown_name
 __all__ = ["PROFILES", "Design", "make_design", "threshold_for"]
 
 # profile -> price in radii a draw, share of alpha for looks before the last; set on three logs of Cohen et al. 2019
-PROFILES = {"exact": (1.7e-6, 0.5), "fast": (6e-6, 0.97)}
-_FIRST, _GROWTH = 60, 1.2
+PROFILES = {"exact": (1.4e-6, 0.5), "fast": (5.5e-6, 0.97)}
+_FIRST, _GROWTH = 60, 1.1
 _PRIOR = (0.5, 0.15)  # of the forecast: many examples are right nearly always
 _BETWEEN = 8  # radii that may be certified between two of the table
 
@@ -102,7 +102,7 @@ def make_design(
     """The design of a method.
 
     Args:
-        method: "fixed" for one look at `samples`, as Cohen et al. have it; "anytime" for looks that grow by a fifth.
+        method: "fixed" for one look at `samples`, as Cohen et al. have it; "anytime" for looks that grow by a tenth.
         radii: those of the table.
         noise, pixels: what is added, to images of how many pixels.
         samples: the last look.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustgen.cards import Card, bundled_cards
 from robustgen.certify.record import CertificationSpec
 from robustgen.certify.report import parse_radii
 from robustgen.certify.run import recorded_precision, run_certification
@@ -23,14 +24,14 @@ from robustgen.progress import Progress
 from robustgen.ranks import Ranks
 from robustgen.spec import compact_ids
 
-__all__ = ["CertificationRequest", "certify_request"]
+__all__ = ["CertificationRequest", "certify_request", "default_classifier"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CertificationRequest:
     """What `robustgen certify` was asked for, as typed; see its help for the meaning of each field."""
 
-    classifier: str
+    classifier: str | None  # None: see `default_classifier`
     sigma: float
     denoise: str | None = None
     noise: str = "normal"
@@ -63,10 +64,11 @@ def certify_request(
     if batch_size < 1:
         raise SpecError(f"--batch-size must be >= 1, got {batch_size}.")
     where, radii = pick_device(device), parse_radii(request.radii)
+    asked_for = request.classifier or default_classifier(request.sigma, request.denoise)
     _outline(request, radii).design(1)  # refuses samples, method, profile and alpha before any file
     dataset = load_data(request.data, data_dir=request.data_dir)
     ids = parse_ids(request.ids, request.n, len(dataset), dataset.name)
-    classifier = load_classifier(request.classifier, weights=request.weights, shape=dataset.shape).to(where)
+    classifier = load_classifier(asked_for, weights=request.weights, shape=dataset.shape).to(where)
     generator = None if request.denoise is None else load_generator(request.denoise, device=where, precision="float32")
     if generator is not None and generator.denoiser.shape != dataset.shape:
         theirs = generator.denoiser.shape
@@ -91,10 +93,28 @@ def certify_request(
     )  # fmt: skip
 
 
+def default_classifier(sigma: float, denoise: str | None) -> str:
+    """The bundled classifier for a sigma; a plain one behind a denoiser.
+
+    Raises:
+        SpecError: none was trained for that sigma.
+    """
+    if denoise is not None:
+        return "fmnist-standard"
+    made_for = {card.sigma: card.name for card in map(Card.load, bundled_cards().values()) if card.sigma is not None}
+    if sigma not in made_for:
+        known = ", ".join(f"{held:g}" for held in sorted(made_for)) or "none"
+        raise SpecError(
+            f"no bundled classifier was trained for --sigma {sigma:g} (there is one for: {known}); name a classifier, "
+            "or put a denoiser in front: --denoise fmnist-edm."
+        )
+    return made_for[sigma]
+
+
 def _outline(request: CertificationRequest, radii: tuple[float, ...]) -> CertificationSpec:
     """The specification without what has to be loaded for it."""
     spec = CertificationSpec(
-        classifier=request.classifier, weights_sha256="", data=request.data, data_sha256="", ids="",
+        classifier="", weights_sha256="", data=request.data, data_sha256="", ids="",
         noise=request.noise, sigma=request.sigma, bits=8, method=request.method, profile=request.profile, radii=radii,
         samples=request.samples, selection=request.selection, alpha=request.alpha, seed=request.seed, precision="",
     )  # fmt: skip
