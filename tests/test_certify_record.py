@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, norm
+from scipy.stats import norm
 
 from robustgen.certify.certify import Certificate, certify
-from robustgen.certify.check import LEVEL, Redraw
+from robustgen.certify.check import LEVEL, Redraw, _Check
 from robustgen.certify.logs import read_log
 from robustgen.certify.noise import GridNoise
 from robustgen.certify.record import CertificationSpec, as_log, gather_logs, load_certification, summarise
 from robustgen.certify.report import measured, render
 from robustgen.certify.request import CertificationRequest, certify_request
-from robustgen.certify.votes import Voter
+from robustgen.certify.votes import Voter, Wanted
 from robustgen.cli import _run
+from robustgen.data import load_data
 from robustgen.errors import RecordError, SpecError
 from robustgen.progress import Silent
 from robustgen.verification import Verification
@@ -341,19 +342,38 @@ def test_one_vote_more_is_doubtful_and_another_class_is_wrong(run: Path, work: P
     assert any(f"example {id_}: its class was edited" in said for said in check(run, work, replay=14).wrong)
 
 
-def test_fresh_test_is_the_binomial_one(work: Path) -> None:
-    """At the claimed probability a false alarm is as rare as the level, and half a level more would not be."""
+class Ballot:
+    """Votes as they are told: so many for the class of one example, all of them for that of the others."""
+
+    noise = GridNoise(SIGMA)
+
+    def __init__(self, classes: dict[int, int], id_: int, votes: int) -> None:
+        self.classes, self.id, self.votes = classes, id_, votes
+
+    def count(self, wanted: Sequence[Wanted]) -> np.ndarray:
+        """(1, 4) votes."""
+        (one,) = wanted
+        found = np.zeros((1, 4), dtype=np.int64)
+        found[0, self.classes[one.example]] = self.votes if one.example == self.id else one.last
+        return found
+
+
+def test_fresh_noise_is_tested_at_the_level_and_at_the_probability_that_is_claimed(work: Path) -> None:
+    """The most votes that contradict are where the exact tail at Phi(radius / sigma) is just below level / tests."""
     held = load_certification(work / "anytime")
-    one = next(one for one in held.certificates if one.radius > 0)
+    able = [one for one in held.certificates if one.predict != -1]
+    one, draws = max(able, key=lambda one: one.radius), 200
     noise = GridNoise(SIGMA)
     claimed = float(norm.cdf((one.radius + noise.slack(64)) / SIGMA)) + noise.approximation(64)
-    from robustgen.certify.design import threshold_for
-
-    assert threshold_for(one.radius, noise, 64) == pytest.approx(claimed, abs=1e-15)
-    draws, level = 400, LEVEL / 5
-    least = int(binom.ppf(level, draws, claimed))
-    for votes, says in ((least - 1, True), (least + 1, False)):
-        assert (float(binom.cdf(votes, draws, claimed)) < level) is says
+    terms = [math.comb(draws, k) * claimed**k * (1 - claimed) ** (draws - k) for k in range(draws + 1)]
+    least = next(k for k in range(draws + 1) if sum(terms[: k + 1]) >= LEVEL / len(able))
+    assert len(able) > 4
+    dataset = load_data(held.spec.data, data_dir=None)
+    for votes, contradicted in ((least - 1, True), (least, False)):
+        check_ = _Check(held)
+        ballot = Ballot({one.id: one.predict for one in able}, one.id, votes)
+        check_.fresh(ballot, dataset, Redraw(fresh=99, draws=draws), Silent())  # type: ignore[arg-type]
+        assert [f"example {one.id}: fresh noise contradicts" in said for said in check_.wrong] == [True] * contradicted
 
 
 def test_folders_that_cannot_be_checked(run: Path, work: Path, tmp_path: Path) -> None:
