@@ -21,6 +21,7 @@ from robustgen.certify.noise import GridNoise
 from robustgen.certify.record import CertificationSpec, as_log, gather_logs, load_certification, summarise
 from robustgen.certify.report import measured, render
 from robustgen.certify.request import CertificationRequest, certify_request
+from robustgen.certify.run import _work
 from robustgen.certify.votes import Voter, Wanted
 from robustgen.cli import _run
 from robustgen.data import load_data
@@ -535,3 +536,29 @@ def test_envelope_intervals_cover_the_best() -> None:
         naive += own.low <= truth <= own.high
     assert covered >= 0.95 * 300 - 3 * math.sqrt(300 * 0.05 * 0.95)
     assert naive < covered
+
+
+class SecondRank:
+    """The second of two processes, that begins late: the first had seen no certificate when they shared out."""
+
+    rank, size, first = 1, 2, False
+
+    def from_first(self, value: list[int]) -> list[int]:
+        """What the first process sent, not what this one would find now."""
+        assert value == []
+        return []
+
+
+def test_ranks_share_what_the_first_one_saw(work: Path, run: Path, tmp_path: Path) -> None:
+    """A late process takes its half although others have written since, and touches no line that is being written."""
+    half = tmp_path / "half"
+    half.mkdir()
+    whole = (run / "certificates.jsonl").read_bytes().splitlines(keepends=True)
+    (half / "certificates.jsonl").write_bytes(whole[0] + whole[2][:30])
+    spec = load_certification(run).spec
+    dataset = load_data(spec.data, data_dir=None)
+    late: Any = SecondRank()
+    _work(spec, make_linear((1, 8, 8)), dataset, half, 4, 500, torch.device("cpu"), Silent(), late)
+    taken = {json.loads(line)["id"] for line in (half / "certificates-1.jsonl").read_text().splitlines()}
+    assert taken == set(range(1, 14, 2))
+    assert (half / "certificates.jsonl").read_bytes() == whole[0] + whole[2][:30]
