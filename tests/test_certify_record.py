@@ -25,7 +25,7 @@ from robustgen.certify.votes import Voter
 from robustgen.cli import _run
 from robustgen.data import load_data
 from robustgen.progress import Silent
-from tests.certify_helpers import RADII, SIGMA, certify_all, lines, write_lines
+from tests.certify_helpers import RADII, SIGMA, certify_all, lines, make, write_lines
 from tests.helpers import make_linear
 from tests.test_schemas import schema
 
@@ -77,6 +77,20 @@ def test_export_comes_back_as_the_same_table(work: Path, tmp_path: Path, capsys:
     assert ours_row.split("|")[4:] == theirs_row.split("|")[4:]
     assert "| Linf | at r = 0 | at r = 0.005 |" in linf
     assert "chosen on these images" in best
+
+
+def test_a_finished_folder_is_read_and_an_older_record_made_anew(work: Path, run: Path) -> None:
+    """The same command leaves every byte as it is; where totals of an earlier version lack fields, lines stay too."""
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    make(work, str(run))
+    assert before == {path.name: path.read_bytes() for path in run.iterdir()}
+    record = json.loads(before["record.json"])
+    older = {key: value for key, value in record.items() if key not in ("journal_sha256", "shape", "norm", "linf")}
+    (run / "record.json").write_text(json.dumps(older))
+    make(work, str(run))
+    assert before["certificates.jsonl"] == (run / "certificates.jsonl").read_bytes()
+    again = json.loads((run / "record.json").read_text())
+    assert {**again, "run": "", "environment": {}} == {**record, "run": "", "environment": {}}
 
 
 def test_time_that_nobody_knows_is_not_zero(work: Path, tmp_path: Path) -> None:
