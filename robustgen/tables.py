@@ -22,9 +22,9 @@ def interval_cell(figure: Mapping[str, float]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Rows) -> str:
-    """A table in Markdown, without a newline at its end."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    """A table in Markdown, without a newline at its end; a | inside a cell is escaped."""
+    head, *body = ("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (header, *rows))
+    return "\n".join([head, "|" + " --- |" * len(header), *body])
 
 
 def aligned(rows: Rows, left: int = 1) -> list[str]:

@@ -74,6 +74,12 @@ def test_there_and_back(work: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert 0 == _run(["verify", str(tmp_path / "back"), "--classifier", names(work)[0]])
 
 
+def test_attacks_have_no_log(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The format of certifications is refused for a run of attacks, with the one that fits."""
+    assert 2 == _run(["export", str(work / "run"), "--format", "tsv"])
+    assert "is no certification; use --format robustbench" in capsys.readouterr().err
+
+
 def test_images_that_cannot_count(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Outside the ball, beyond the box or not finite: counted, said, and no break."""
     images, _ = export(work, tmp_path / "out")

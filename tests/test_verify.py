@@ -305,3 +305,5 @@ def test_command(run: Path, honest: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "WRONG    example" in capsys.readouterr().out
     assert 1 == _run([*typed, "--json"])
     assert json.loads(capsys.readouterr().out)["holds"] is False
+    assert 2 == _run([*typed, "--fresh", "3"])
+    assert "draw votes of a certification" in capsys.readouterr().err

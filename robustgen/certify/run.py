@@ -74,8 +74,10 @@ def run_certification(
     """
     if (folder / "record.json").is_file():
         _check_same(folder, spec)
-        progress.note(f"this certification was finished before; its record is read from {folder}.")
-        return read_object(folder / "record.json")
+        record = read_object(folder / "record.json")
+        if "journal_sha256" in record:  # else of an earlier version: its totals are made anew, from its lines
+            progress.note(f"this certification was finished before; its record is read from {folder}.")
+            return record
     lock = _open(folder, spec, ranks)
     try:
         _work(spec, base, dataset, folder, classes, batch_size, device, progress, ranks)
