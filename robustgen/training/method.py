@@ -35,6 +35,8 @@ class Method(Protocol):
     """A frozen keyword-only dataclass of hyper-parameters: attack the batch, then say what is to be minimised.
 
     Images are (B, C, H, W) in [0, 1]; labels y are (B,) int64, or (B, K) probabilities where augmentation mixes images.
+    A method made for images that look otherwise, noised or ablated, has a method `shown(x, rng)` that makes them so;
+    the best epoch is then chosen by the accuracy on these.
     """
 
     guarded: ClassVar[bool]  # whether catastrophic overfitting is to be watched for

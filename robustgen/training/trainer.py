@@ -21,7 +21,6 @@ from robustgen.training.awp import adversarial_weights
 from robustgen.training.data import TrainingData
 from robustgen.training.measure import clean_accuracy, fgsm_accuracy, has_collapsed, measuring, pgd_accuracy
 from robustgen.training.method import Attacked
-from robustgen.training.methods.noise import noised
 from robustgen.training.model import TrainingModel, check_network
 from robustgen.training.recipe import Recipe, TrainingSettings
 
@@ -249,11 +248,13 @@ class Trainer:
 
     def accuracy(self) -> Accuracy:
         """Of the averaged weights, on the validation images, in the precision of the training."""
-        sigma: float = getattr(self.method, "sigma", 0.0)
+        shown = getattr(self.method, "shown", None)
         with measuring(self.average.module) as model:
-            if sigma:  # made for noise: what counts is what it says under noise, the same each time
+            if (
+                shown is not None
+            ):  # made for noise or ablations: what counts is what it says of them, the same each time
                 rng = ExampleRng.of(self.recipe.seed, range(len(self.x_validation)))
-                x = noised(self.x_validation, sigma, 1, rng)
+                x = shown(self.x_validation, rng)
                 return Accuracy(clean=clean_accuracy(model, x, self.y_validation), pgd=None)
             clean = clean_accuracy(model, self.x_validation, self.y_validation)
             if self.method.threat is None:

@@ -47,8 +47,12 @@ class Gaussian:
     def steps(self) -> int:
         return 0
 
+    def shown(self, x: Tensor, rng: ExampleRng) -> Tensor:
+        """x (B, C, H, W) with one noise an image."""
+        return noised(x, self.sigma, 1, rng)
+
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, rng: ExampleRng) -> Attacked:
-        return Attacked(noised(x, self.sigma, 1, rng))
+        return Attacked(self.shown(x, rng))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, attacked: Attacked) -> Tensor:
         return F.cross_entropy(model(attacked.x), y, label_smoothing=self.label_smoothing)
@@ -90,6 +94,10 @@ class Consistency:
     @property
     def steps(self) -> int:
         return 0
+
+    def shown(self, x: Tensor, rng: ExampleRng) -> Tensor:
+        """x (B, C, H, W) with one noise an image."""
+        return noised(x, self.sigma, 1, rng)
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, rng: ExampleRng) -> Attacked:
         return Attacked(noised(x, self.sigma, self.draws, rng))
@@ -137,6 +145,10 @@ class SmoothAdversarial:
         check_attack("smoothadv", self.threat, self.steps, self.rel_step)
         check_value("training.sigma", self.sigma, POSITIVE)
         check_value("training.draws", self.draws, WHOLE)
+
+    def shown(self, x: Tensor, rng: ExampleRng) -> Tensor:
+        """x (B, C, H, W) with one noise an image."""
+        return noised(x, self.sigma, 1, rng)
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, rng: ExampleRng) -> Attacked:
         noise = noised(torch.zeros_like(x), self.sigma, self.draws, rng)
