@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from robustgen.benchmarks.render_certify import certify_replay
 from robustgen.benchmarks.render_generator import (
     edm_cifar10,
     generator_cas,
@@ -32,8 +33,9 @@ __all__ = ["BLOCKS", "main", "render"]
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
-    ROOT / "README.md", ROOT / "docs" / "flags.md", ROOT / "docs" / "generator.md", ROOT / "docs" / "plans.md",
-    ROOT / "docs" / "purification.md", ROOT / "docs" / "records.md", ROOT / "docs" / "scale.md",
+    ROOT / "README.md", ROOT / "docs" / "certification.md", ROOT / "docs" / "flags.md", ROOT / "docs" / "generator.md",
+    ROOT / "docs" / "plans.md", ROOT / "docs" / "purification.md", ROOT / "docs" / "records.md",
+    ROOT / "docs" / "scale.md",
 )  # fmt: skip
 
 
@@ -268,9 +270,10 @@ def flags() -> str:
 
 
 _ALL = (
-    accuracy, conformance, determinism, edm_cifar10, engine_speed, evidence, flag_confusion, flags, generator_cas,
-    generator_sampling, generator_sampling_speed, generator_training, memory, missed, only_strong, orders, pgd, plans,
-    purify_gradients, purify_memory, purify_speed, ranks, self_agreement, speed_limit, time_to_quality,
+    accuracy, certify_replay, conformance, determinism, edm_cifar10, engine_speed, evidence, flag_confusion, flags,
+    generator_cas, generator_sampling, generator_sampling_speed, generator_training, memory, missed, only_strong,
+    orders, pgd, plans, purify_gradients, purify_memory, purify_speed, ranks, self_agreement, speed_limit,
+    time_to_quality,
 )  # fmt: skip
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from robustgen.tables import markdown_table
 
 __all__ = ["RESULTS", "load_result", "markdown_table", "source"]
 
@@ -16,12 +17,6 @@ def load_result(name: str) -> dict[str, Any]:
     """results/NAME.json."""
     table: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return table
-
-
-def markdown_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def source(result: dict[str, Any]) -> str:

@@ -39,6 +39,7 @@ class Card:
         licence: of the weights.
         source: who made them and how: a paper, an address or a command.
         threat: the threat model that it was trained for, such as "linf:0.1"; None for none.
+        sigma: of the noise that it was trained for, in pixels of [0, 1], to be smoothed with; None for none.
         data: name of the data that it belongs to, such as "fashion-mnist"; None when not known.
         kind: "standard", "robust", "decoy" (looks robust and is not) or "user".
         figures: what was measured; each holds at least `metric`, `value`, `n` and `protocol`.
@@ -63,6 +64,7 @@ class Card:
     licence: str | None = None
     source: str | None = None
     threat: str | None = None
+    sigma: float | None = None
     data: str | None = None
     kind: Kind = "user"
     figures: tuple[dict[str, Any], ...] = ()
@@ -170,6 +172,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "licence": (_or_none(_is_text), "a text or null"),
     "source": (_or_none(_is_text), "a text or null"),
     "threat": (_or_none(_matches(r"(linf|l2|l1):\S+")), "a threat model such as 'linf:8/255' or null"),
+    "sigma": (_or_none(lambda value: _is_number(value) and value > 0), "a number above 0 or null"),
     "data": (_or_none(_is_text), "a name of data or null"),
     "kind": (lambda value: value in get_args(Kind), f"one of {', '.join(get_args(Kind))}"),
     "figures": (_each(lambda value: isinstance(value, dict)), "a list of objects"),

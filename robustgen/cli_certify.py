@@ -73,7 +73,7 @@ def certify_command(
     if json_:
         print(json.dumps(record))
         return
-    shown = {key: record[key] for key in ("n", "certified", "acr", "abstained")}
+    shown = {key: record[key] for key in ("n", "certified", "acr", "abstained", "norm", "linf")}
     row = {"name": record["spec"]["classifier"], **shown}
     print(render({"radii": record["spec"]["radii"], "rows": [row]}, "rich"))
     print(
@@ -129,22 +129,29 @@ def certify_patches_command(
 
 @app.command("certify-report")
 def certify_report_command(
-    logs: Annotated[list[Path], typer.Argument(help="Logs: idx label predict radius correct time, tabs between.")],
+    logs: Annotated[
+        list[Path], typer.Argument(help="Folders of `certify`; or files: idx label predict radius correct time.")
+    ],
     radii: Annotated[str, typer.Option(help="With commas.")] = "0,0.25,0.5,0.75,1,1.25,1.5",
     format_: Annotated[str, typer.Option("--format", help="rich, md, csv, latex or json.")] = "rich",
     plot: Annotated[Path | None, typer.Option(help="A picture: certified accuracy against the radius.")] = None,
+    pixels: Annotated[int | None, typer.Option(help="Of an image, channels included: Linf radii of files too.")] = None,
 ) -> None:
     """Certified accuracy at radii with intervals, average certified radius and abstentions, from certification logs.
 
-    Example -
+    Examples -
 
       robustgen certify-report sigma_0.25.tsv sigma_0.50.tsv --radii 0,0.5,1 --format md
-    """
-    from robustgen.certify.logs import read_log
-    from robustgen.certify.report import draw, measured, parse_radii, render
 
+      robustgen certify-report runs/certify-fmnist-test-1k-fmnist-standard-0123abcd sigma_0.25.tsv --pixels 784
+    """
+    from robustgen.certify.record import gather_logs
+    from robustgen.certify.report import draw, measured, parse_radii, render
+    from robustgen.fields import WHOLE, check_value, or_none
+
+    check_value("--pixels", pixels, (or_none(WHOLE[0]), WHOLE[1]))
     chosen = parse_radii(radii)
-    read = [read_log(path) for path in logs]
+    read = gather_logs(logs, pixels=pixels)
     print(render(measured(read, chosen), format_))
     if plot is not None:
         draw(read, plot)

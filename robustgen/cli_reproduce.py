@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["reproduce_command"]
 
+# experiments whose rows stand alone -> the module that has load_table, commands, run_row, measured, write and markdown
+_BY_ROWS = {name: f"robustgen.reproduce.{name}" for name in ("purification", "certification")}
+
 
 @app.command("reproduce")
 def reproduce_command(
-    table: Annotated[str, typer.Argument(help="Table by name (robustgen list tables), purification, or TOML file.")],
+    table: Annotated[str, typer.Argument(help="A name (robustgen list tables), purification, certification, or TOML.")],
     scale: Annotated[str, typer.Option(help="laptop, paper, or a TOML file.")] = "laptop",
     out: Annotated[
         Path, typer.Option(help="Folder of all that is made; tables share what they have in common.")
@@ -42,12 +46,14 @@ def reproduce_command(
       robustgen reproduce wang2023-amount --scale paper --dry-run
 
       robustgen reproduce purification
+
+      robustgen reproduce certification --budget 2h
     """
     from robustgen.environment import tune_process
     from robustgen.fields import parse_duration
 
-    if table == "purification":
-        _purification(scale, out, budget, dry_run=dry_run, data_dir=data_dir, device=device, as_json=json_)
+    if table in _BY_ROWS:
+        _by_rows(table, scale, out, budget, dry_run=dry_run, data_dir=data_dir, device=device, as_json=json_)
         return
     from robustgen.reproduce import report
     from robustgen.reproduce.costs import commands, describe_training
@@ -86,18 +92,18 @@ def reproduce_command(
         print(f"\nNot all arms are run; the same command goes on from {out}.")
 
 
-def _purification(
-    scale: str, out: Path, budget: str | None, *, dry_run: bool, data_dir: Path | None, device: str, as_json: bool
-) -> None:
-    """Purifiers against the adaptive ladder; between two rows it looks at the clock."""
-    from robustgen.api import evaluate
+def _by_rows(
+    name: str, scale: str, out: Path, budget: str | None, *, dry_run: bool, data_dir: Path | None, device: str,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """An experiment of rows that stand alone; between two rows it looks at the clock."""
     from robustgen.environment import tune_process
     from robustgen.fields import parse_duration
-    from robustgen.reproduce import purification
 
-    chosen = purification.load_purification(scale)
+    experiment = import_module(_BY_ROWS[name])
+    chosen = experiment.load_table(scale)
     if dry_run:
-        print(purification.commands(chosen, out))
+        print(experiment.commands(chosen, out))
         return
     if chosen.gpu and device in ("auto", "cpu") and not _has_gpu():
         raise SpecError(
@@ -106,24 +112,26 @@ def _purification(
         )
     deadline = None if budget is None else time.monotonic() + parse_duration(budget)
     tune_process()
+    found: list[tuple[Any, Any]] = []
 
     def run(progress: Progress) -> dict[str, Any]:
-        found: list[Any] = []
         for row in chosen.rows:
             if deadline is not None and time.monotonic() >= deadline:
                 break
-            progress.note(f"{row.name} before {row.classifier}")
-            record = evaluate(
-                row.classifier, chosen.data, chosen.threat, plan="adaptive", purify=row.purifier, n=row.n,
-                out=out / "purification" / row.folder, data_dir=data_dir, device=device, progress=progress,
-            )  # fmt: skip
-            found.append((row, record))
-            purification.write(purification.measured(chosen, found), out)
-        return purification.measured(chosen, found)
+            progress.note(row.name)
+            result = experiment.run_row(
+                chosen, row, out, data_dir=data_dir, device=device, deadline=deadline, progress=progress
+            )
+            if result is None:
+                break
+            found.append((row, result))
+            experiment.write(experiment.measured(chosen, found), found, out)
+        held: dict[str, Any] = experiment.measured(chosen, found)
+        return held
 
     held = with_progress(run, silent=as_json)
-    print(json.dumps(held) if as_json else purification.markdown(held))
-    if not as_json and not all("ladder" in row for row in held["rows"]):
+    print(json.dumps(held) if as_json else experiment.markdown(held))
+    if not as_json and len(found) < len(chosen.rows):
         print(f"\nNot all rows are run; the same command goes on from {out}.")
 
 

@@ -51,27 +51,41 @@ def plot_command(
 
 @app.command("verify")
 def verify_command(
-    run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` left.")],
+    run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` or `robustgen certify` left.")],
     classifier: Annotated[str | None, typer.Option(help="Only for a classifier that the record cannot name.")] = None,
+    fresh: Annotated[int, typer.Option(help="Certificates to test by fresh noise.")] = 0,
+    draws: Annotated[int, typer.Option(help="Of fresh noise, for each.")] = 1000,
+    replay: Annotated[int, typer.Option(help="Certified examples whose draws to repeat.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of fresh noise, and of which examples are taken.")] = 1,
     weights: Weights = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Check a finished run from its witnesses, without attacking again; exit code 1 when something is wrong.
+    """Check a finished run from what it left, without attacking again; exit code 1 when something is wrong.
 
-    Example -
+    Examples -
 
       robustgen verify runs/fmnist-test-1k-fmnist-at-0123abcd
+
+      robustgen verify runs/certify-fmnist-test-1k-fmnist-standard-4567cdef --fresh 10 --replay 2
     """
     from dataclasses import asdict
 
+    from robustgen.certify.check import Redraw
     from robustgen.environment import tune_process
     from robustgen.report import verification_lines
     from robustgen.verify import verify_run
 
+    redraw = Redraw(fresh=fresh, draws=draws, replay=replay, seed=seed)
     tune_process()
-    found = verify_run(run, classifier=classifier, weights=weights, data_dir=data_dir, device=device)
+    found = with_progress(
+        lambda progress: verify_run(
+            run, classifier=classifier, weights=weights, data_dir=data_dir, device=device, redraw=redraw,
+            progress=progress,
+        ),
+        silent=json_,
+    )  # fmt: skip
     if json_:
         print(json.dumps({**asdict(found), "run": str(run), "holds": found.holds}))
     else:
@@ -127,16 +141,20 @@ def power_command(
 
 @app.command("export")
 def export_command(
-    run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` left.")],
-    format_: Annotated[str, typer.Option("--format", help="robustbench: its tensor file and its model_info JSON.")],
+    run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` or `robustgen certify` left.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="robustbench: tensor file and model_info JSON; tsv: log of a certification.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder to write into (default: RUN/export).")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Write a run in the form that another project asks for.
 
-    Example -
+    Examples -
 
       robustgen export runs/fmnist-test-1k-fmnist-at-0123abcd --format robustbench
+
+      robustgen export runs/certify-fmnist-test-1k-fmnist-standard-4567cdef --format tsv
     """
     from robustgen.interchange import export_run
 

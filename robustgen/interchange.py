@@ -1,4 +1,4 @@
-"""To and from other projects: RobustBench's tensor file and model_info JSON, and adversarial images from anywhere."""
+"""To and from other projects: RobustBench's files, the field's certification logs, adversarial images from anywhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 
 from robustgen.adversarials import Adversarials, read_tensor
 from robustgen.attacks.replay import Replay
+from robustgen.certify.logs import write_log
+from robustgen.certify.record import holds_certification, load_certification
 from robustgen.durable import disk_errors, write_json
 from robustgen.errors import SpecError, unknown_name
 from robustgen.evaluation import run_job
@@ -20,14 +22,18 @@ from robustgen.witnesses import read_witnesses
 
 __all__ = ["export_run", "import_adversarials"]
 
-FORMATS = ("robustbench",)
+FORMATS = ("robustbench", "tsv")
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 def export_run(run: Path, form: str, out: Path, *, data_dir: Path | None = None) -> list[Path]:
-    """Write adversarials.pt and model_info.json as RobustBench asks for an external evaluation.
+    """Write a run for others.
 
-    The tensor is (N, C, H, W) float32 in [0, 1], one image for each example in the order of the run: the witness where
+    "tsv", of a certification: OUT/<run>.tsv with the columns idx, label, predict, radius, correct and time, as Cohen et
+    al. write them; radii with every digit, time nan where nobody knows it.
+
+    "robustbench", of attacks: adversarials.pt and model_info.json as RobustBench asks for an external evaluation. The
+    tensor is (N, C, H, W) float32 in [0, 1], one image for each example in the order of the run: the witness where
     there is one, else the clean image. What the record does not know (paper, authors, venue) is left empty, to be
     filled in by hand.
 
@@ -35,11 +41,16 @@ def export_run(run: Path, form: str, out: Path, *, data_dir: Path | None = None)
         The files that were written.
 
     Raises:
-        SpecError: an unknown format, or a run that RobustBench has no place for.
+        SpecError: an unknown format, or a run that it has no place for.
         RecordError, ArtifactError: no finished run, or its data cannot be had.
     """
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
+    if (form == "tsv") != holds_certification(run):
+        what, fits = ("no certification", "robustbench") if form == "tsv" else ("a certification", "tsv")
+        raise SpecError(f"--format {form}: {run} is {what}; use --format {fits}.")
+    if form == "tsv":
+        return [_export_log(run, out)]
     opened = open_run(run, data_dir)
     if len(opened.threats) > 1:
         raise SpecError(f"{run} has several threat models, RobustBench knows one; evaluate with one --threat.")
@@ -53,6 +64,15 @@ def export_run(run: Path, form: str, out: Path, *, data_dir: Path | None = None)
         torch.save(images, tensor)
         write_json(info, _model_info(opened))
     return [tensor, info]
+
+
+def _export_log(run: Path, out: Path) -> Path:
+    path = out / f"{run.resolve().name}.tsv"
+    log = load_certification(run).log()
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_log(log, path)
+    return path
 
 
 def _model_info(opened: OpenedRun) -> dict[str, object]:

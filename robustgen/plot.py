@@ -82,8 +82,9 @@ def plot_run(
     model = None
     if sweep is None:
         model = load_run_classifier(
-            run, held.record, held.dataset.shape, given=classifier, weights=weights, command=f"robustgen plot {run}"
-        ).to(where)
+            run, held.record.spec, held.dataset.shape, given=classifier, weights=weights,
+            command=f"robustgen plot {run}",
+        ).to(where)  # fmt: skip
     _make_folder(out)
     if model is not None:
         sweep = _sweep(held, model, held.ids[:n], where, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,10 +11,11 @@ from robustgen.errors import SpecError
 from robustgen.health import FLAGS
 from robustgen.record import RunRecord, StochasticScore
 from robustgen.statistics import Estimate, examples_needed
+from robustgen.tables import aligned
 
 if TYPE_CHECKING:
     from robustgen.compare import Comparison
-    from robustgen.verify import Verification
+    from robustgen.verification import Verification
 
 __all__ = [
     "comparison_lines",
@@ -98,16 +98,7 @@ def _footer(record: RunRecord) -> list[str]:
 def record_lines(record: RunRecord) -> list[str]:
     """Plain text, aligned with spaces."""
     lines = [f"{name:<16} {value}" for name, value in _headline(record)]
-    return [*lines, "", *_aligned(_attack_table(record)), "", *_footer(record)]
-
-
-def _aligned(table: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Rows of cells as lines; the first `left` columns are flush left, the others right."""
-    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
-    return [
-        "  ".join(c.ljust(w) if k < left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in table
-    ]
+    return [*lines, "", *aligned(_attack_table(record)), "", *_footer(record)]
 
 
 def verification_lines(found: Verification) -> list[str]:
@@ -116,8 +107,8 @@ def verification_lines(found: Verification) -> list[str]:
     lines += [f"WRONG    {line}" for line in found.wrong]
     if found.doubtful:
         shown = ", ".join(map(str, found.doubtful[:5]))
-        lines.append(f"note     margins so small that rounding may decide: {len(found.doubtful)} examples ({shown})")
-    verdict = "every figure follows from its witnesses" if found.holds else f"{len(found.wrong)} contradictions"
+        lines.append(f"note     {found.doubt}: {len(found.doubtful)} examples ({shown})")
+    verdict = f"every figure follows from its {found.evidence}" if found.holds else f"{len(found.wrong)} contradictions"
     return [*lines, f"{found.run}: {verdict}"]
 
 
@@ -131,7 +122,7 @@ def comparison_lines(found: Comparison) -> list[str]:
         table.append((*names, str(row.clean), str(row.robust), *test))
     ties = [row.run.rpartition("/")[2] for row in found.rows[1:] if row.tie]
     tied = f"tied with the best at the 5 % level: {', '.join(ties) or 'none'} (exact McNemar test, Holm's correction)"
-    lines = [f"{found.data}, {found.n} examples, {found.threat}", "", *_aligned(table, left=3), "", tied]
+    lines = [f"{found.data}, {found.n} examples, {found.threat}", "", *aligned(table, left=3), "", tied]
     for row in found.rows[1:]:
         for ids, where in ((row.only_here, "here"), (row.only_best, "in the best")):
             shown = ", ".join(map(str, ids[:12])) + (", ..." if len(ids) > 12 else "")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from robustgen.cards import bundled_cards
 from robustgen.classifiers import Classifier, load_classifier
@@ -14,7 +16,10 @@ from robustgen.nets import TORCHVISION
 from robustgen.record import ExampleRecord, RunRecord
 from robustgen.threat import ThreatModel
 
-__all__ = ["OpenedRun", "load_run_classifier", "load_run_data", "open_run", "read_examples"]
+__all__ = [
+    "OpenedRun", "check_weights", "load_named_classifier", "load_run_classifier", "load_run_data", "open_run",
+    "read_examples",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,22 +59,29 @@ def read_examples(run: Path) -> list[ExampleRecord]:
     return examples
 
 
-def load_run_data(folder: Path, record: RunRecord, data_dir: Path | None) -> tuple[Dataset, tuple[int, ...]]:
+def load_run_data(
+    folder: Path, spec: Mapping[str, Any], data_dir: Path | None
+) -> tuple[Dataset, tuple[int, ...]]:  # fmt: skip
     """The data of a run and the ids of its examples.
+
+    Args:
+        folder: of the run.
+        spec: the fields of its spec.json.
+        data_dir: where full data sets lie.
 
     Raises:
         SpecError: it was made from tensors, which nobody can load again.
         ArtifactError: the data is missing, or no longer what it was.
     """
-    name = record.spec["data"]
+    name: str = spec["data"]
     if name == "tensors":
         raise SpecError(
             f"{folder} was made from tensors in memory, which cannot be loaded again; save the images with "
             "np.savez(FILE, image=..., label=...) and evaluate --data npz:FILE instead."
         )
     dataset = load_data(name, data_dir=data_dir)
-    ids = parse_ids(record.spec["ids"], None, len(dataset), name)
-    if dataset.digest(ids) != record.spec["data_sha256"]:
+    ids = parse_ids(spec["ids"], None, len(dataset), name)
+    if dataset.digest(ids) != spec["data_sha256"]:
         raise ArtifactError(
             f"{name} is no longer the data of {folder}: its hash differs; restore it, or evaluate again."
         )
@@ -84,7 +96,7 @@ def open_run(folder: Path, data_dir: Path | None) -> OpenedRun:
     """
     record = RunRecord.load(folder)
     by_id = {example.id: example for example in read_examples(folder)}
-    dataset, ids = load_run_data(folder, record, data_dir)
+    dataset, ids = load_run_data(folder, record.spec, data_dir)
     if any(id_ not in by_id for id_ in ids):
         raise RecordError(f"{folder / 'examples.jsonl'} lacks examples of the run; evaluate again into another folder.")
     return OpenedRun(
@@ -94,13 +106,14 @@ def open_run(folder: Path, data_dir: Path | None) -> OpenedRun:
 
 
 def load_run_classifier(
-    folder: Path, record: RunRecord, shape: tuple[int, int, int], *, given: str | None, weights: Path | None,
+    folder: Path, spec: Mapping[str, Any], shape: tuple[int, int, int], *, given: str | None, weights: Path | None,
     command: str,
 ) -> Classifier:  # fmt: skip
     """The classifier of a run: by the name in the record, or as given; always with the run's own weights.
 
     Args:
-        folder, record: the run.
+        folder: of the run.
+        spec: the fields of its spec.json.
         shape: (C, H, W) of its images.
         given: what to load instead of the name in the record.
         weights: file of weights.
@@ -109,7 +122,19 @@ def load_run_classifier(
     Raises:
         SpecError, ArtifactError: it cannot be had, or has other weights.
     """
-    name: str = record.spec["classifier"]
+    classifier = load_named_classifier(spec["classifier"], shape, given=given, weights=weights, command=command)
+    check_weights(folder, given or classifier.card.name, classifier.weights_sha256, spec["weights_sha256"])
+    return classifier
+
+
+def load_named_classifier(
+    name: str, shape: tuple[int, int, int], *, given: str | None, weights: Path | None, command: str
+) -> Classifier:  # fmt: skip
+    """The classifier that a record calls by a name, or the one that is given; its weights are not looked at.
+
+    Raises:
+        SpecError, ArtifactError: it cannot be had.
+    """
     stem = name.partition("+")[0] if weights is not None else name  # NAME+FILE is what NAME with --weights is called
     inner = (split_name(stem) or ("", stem))[1]
     if given is None and inner not in bundled_cards() and not inner.startswith(TORCHVISION):
@@ -118,10 +143,23 @@ def load_run_classifier(
             f"the record calls its classifier '{name}', and nothing of that name can be loaded; say where it comes "
             f"from, as in: {command} {way}"
         )
-    classifier = load_classifier(given or stem, weights=weights, shape=shape)
-    if classifier.weights_sha256 != record.spec["weights_sha256"]:
+    return load_classifier(given or stem, weights=weights, shape=shape)
+
+
+def check_weights(folder: Path, name: str, found: str, recorded: str) -> None:
+    """Refuse weights that are not those of a run.
+
+    Args:
+        folder: of the run.
+        name: of what was loaded.
+        found: sha256 of its weights.
+        recorded: sha256 in the record.
+
+    Raises:
+        ArtifactError: they differ.
+    """
+    if found != recorded:
         raise ArtifactError(
-            f"{given or stem} has weights {classifier.weights_sha256[:12]}, {folder} was made with "
-            f"{record.spec['weights_sha256'][:12]}; pass the right ones with --classifier or --weights FILE."
+            f"{name} has weights {found[:12]}, {folder} was made with {recorded[:12]}; pass the right ones with "
+            "--classifier or --weights FILE."
         )
-    return classifier

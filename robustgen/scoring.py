@@ -67,8 +67,9 @@ def score_run(
     if opened.record.stochastic is None:
         raise SpecError(f"{run}: its classifier gives the same answer each time; there is nothing to score.")
     model = load_run_classifier(
-        run, opened.record, opened.dataset.shape, given=classifier, weights=weights, command=f"robustgen score {run}"
-    ).to(where)
+        run, opened.record.spec, opened.dataset.shape, given=classifier, weights=weights,
+        command=f"robustgen score {run}",
+    ).to(where)  # fmt: skip
     final = {**dict(read_nearest(run)), **dict(read_witnesses(run))}
     with strict_float32(), torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(opened.record.spec["seed"])

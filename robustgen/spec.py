@@ -8,15 +8,58 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from robustgen.errors import RecordError
 
-__all__ = ["RunOptions", "RunSpec", "compact_ids", "expand_ids"]
+__all__ = ["RunOptions", "RunSpec", "Spec", "compact_ids", "expand_ids"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunSpec:
+class Spec:
+    """Whatever is written to a spec.json: a frozen dataclass with a field `schema`, whose sha256 names the run."""
+
+    def identity(self) -> str:
+        """sha256 of the canonical JSON of this spec."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a spec.json gives them back."""
+        table: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return table
+
+    @classmethod
+    def from_json(cls, table: Any, source: str) -> Self:
+        """Read a spec.json that was written by `dataclasses.asdict`; lists become tuples.
+
+        Raises:
+            RecordError: other fields, or another schema.
+        """
+        names = {f.name for f in fields(cls)}
+        if not isinstance(table, dict) or set(table) != names:
+            raise RecordError(f"{source} is no {cls.kind()}: expected the fields {', '.join(sorted(names))}.")
+        if table["schema"] != cls.schema_version():
+            raise RecordError(f"{source} has schema {table['schema']}, this version reads {cls.schema_version()}.")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+
+    @classmethod
+    def kind(cls) -> str:
+        """How messages call it."""
+        return "run specification"
+
+    @classmethod
+    def schema_version(cls) -> int:
+        """The schema that this version writes and reads."""
+        return 1
+
+    def differences(self, other: Self) -> list[str]:
+        """One line a field that differs, "field: mine / theirs"."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{key}: {mine[key]} / {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec(Spec):
     """A claim to be settled; two runs with the same identity give the same record.
 
     Attributes:
@@ -41,30 +84,6 @@ class RunSpec:
     seed: int
     precision: str
     schema: int = 1
-
-    def identity(self) -> str:
-        """sha256 of the canonical JSON of this spec."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-    @classmethod
-    def from_json(cls, table: Any, source: str) -> RunSpec:
-        """Read a spec.json that was written by `dataclasses.asdict`."""
-        names = {f.name for f in fields(cls)}
-        if not isinstance(table, dict) or set(table) != names:
-            raise RecordError(f"{source} is no run specification: expected the fields {', '.join(sorted(names))}.")
-        if table["schema"] != cls.schema_version():
-            raise RecordError(f"{source} has schema {table['schema']}, this version reads {cls.schema_version()}.")
-        return cls(**table)
-
-    @classmethod
-    def schema_version(cls) -> int:
-        """The schema that this version writes and reads."""
-        return 1
-
-    def differences(self, other: RunSpec) -> list[str]:
-        """One line a field that differs, "field: mine / theirs"."""
-        mine, theirs = asdict(self), asdict(other)
-        return [f"{key}: {mine[key]} / {theirs[key]}" for key in mine if mine[key] != theirs[key]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,8 +26,8 @@ class Estimate:
         return f"{100 * self.value:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
 
 
-def proportion(count: int, total: int) -> Estimate:
-    """`count` of `total` with Wilson's 95 % interval.
+def proportion(count: int, total: int, *, confidence: float = 0.95) -> Estimate:
+    """`count` of `total` with Wilson's interval, of 95 % unless another confidence is asked for.
 
     Source: Wilson 1927; scipy.stats.binomtest.
     """
@@ -35,7 +35,7 @@ def proportion(count: int, total: int) -> Estimate:
         raise SpecError(f"a proportion needs 0 <= count <= total and total >= 1, got {count} of {total}.")
     from scipy.stats import binomtest  # scipy.stats takes half a second to import
 
-    interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
+    interval = binomtest(count, total).proportion_ci(confidence, method="wilson")
     return Estimate(count / total, float(interval.low), float(interval.high))
 
 

@@ -10,60 +10,40 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from robustgen.certify.check import Redraw, verify_certification
+from robustgen.certify.record import holds_certification
 from robustgen.classifiers import Classifier
 from robustgen.data import Dataset
 from robustgen.environment import pick_device
-from robustgen.errors import ArtifactError, RecordError
+from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.judge import Judge, clean_streams, judging_streams, strict_float32
 from robustgen.prepare import DEFAULT_BATCH
+from robustgen.progress import Progress, Silent
 from robustgen.record import ExampleRecord, RunRecord, summarise
 from robustgen.rng import ExampleRng, stage_seed
 from robustgen.runs import load_run_classifier, load_run_data, read_examples
 from robustgen.scoring import VOTES
 from robustgen.spec import RunSpec, expand_ids
 from robustgen.threat import ThreatModel
+from robustgen.verification import Findings, Verification
 from robustgen.witnesses import read_witnesses
 
-__all__ = ["Verification", "verify_run"]
+__all__ = ["verify_run"]
 
 _CLOSE = 1e-3  # logit margins below this may be decided by the rounding of another machine
-_SHOWN = 5  # ids named in one sentence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What was checked, and what is wrong.
-
-    Attributes:
-        run: the folder.
-        checked: one line a check that was made, with what it covered.
-        wrong: one sentence a contradiction; empty where everything holds.
-        doubtful: examples whose prediction here differs by no more than rounding on another machine explains.
-    """
-
-    run: Path
-    checked: tuple[str, ...]
-    wrong: tuple[str, ...]
-    doubtful: tuple[int, ...] = ()
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing contradicts the record."""
-        return not self.wrong
 
 
 def verify_run(
     run: Path, *, classifier: str | None = None, weights: Path | None = None, data_dir: Path | None = None,
-    device: str = "auto",
+    device: str = "auto", redraw: Redraw = Redraw(), progress: Progress | None = None,  # noqa: B008 -- frozen
 ) -> Verification:  # fmt: skip
-    """Recompute all that can be recomputed of a finished run.
+    """Recompute all that can be recomputed of a finished run, of attacks or of a certification.
 
     Args:
         run: a run folder.
@@ -71,18 +51,27 @@ def verify_run(
         weights: file of weights, as in `evaluate`.
         data_dir: where full data sets lie.
         device: "auto", "cpu", "cuda" or "mps".
+        redraw: votes to draw again; for certifications only.
+        progress: told how drawing goes.
 
     Raises:
         SpecError, RecordError: no finished run, or a file in it that cannot be read, or nothing to check it with.
     """
+    if holds_certification(run):
+        return verify_certification(
+            run, classifier=classifier, weights=weights, data_dir=data_dir, device=device, redraw=redraw,
+            progress=progress or Silent(),
+        )  # fmt: skip
+    if redraw.asked:
+        raise SpecError(f"--fresh and --replay draw votes of a certification; {run} holds images, all measured anyway.")
     where = pick_device(device)
     record, examples = RunRecord.load(run), read_examples(run)
     check = _Check(run, record, examples)
     if check.paperwork():
         try:
-            dataset, ids = load_run_data(run, record, data_dir)
+            dataset, ids = load_run_data(run, record.spec, data_dir)
             model = load_run_classifier(
-                run, record, dataset.shape, given=classifier, weights=weights, command=f"robustgen verify {run}"
+                run, record.spec, dataset.shape, given=classifier, weights=weights, command=f"robustgen verify {run}"
             )
         except ArtifactError as error:
             check.wrong.append(str(error))
@@ -97,47 +86,30 @@ def verify_run(
     )
 
 
-class _Check:
-    """Sentences about one run, gathered check by check."""
+class _Check(Findings):
+    """Of a run of attacks."""
 
     def __init__(self, run: Path, record: RunRecord, examples: Sequence[ExampleRecord]) -> None:
-        self.run, self.record, self.examples = run, record, examples
+        super().__init__(run)
+        self.record, self.examples = record, examples
         self.threats = {str(threat): threat for threat in ThreatModel.parse_all(record.spec["threat"])}
         self.votes = VOTES if "randomised" in record.flags else 1
-        self.checked: list[str] = []
-        self.wrong: list[str] = []
-        self.doubtful: set[int] = set()
 
     def paperwork(self) -> bool:
         """Identity, ids, consistency and totals: what needs neither data nor network. False: nothing more to check."""
-        return self._identity() and self._rows() and self._verdicts() and self._totals()
+        return self._spec() and self._rows() and self._verdicts() and self._totals()
 
-    def _identity(self) -> bool:
+    def _spec(self) -> bool:
         path = self.run / "spec.json"
         try:
             spec = RunSpec.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError) as error:
             raise RecordError(f"{path} cannot be read: {error}.") from None
-        mine, theirs = spec.identity(), self.record.identity
-        if mine != theirs:
-            self.wrong.append(f"spec.json was edited: it hashes to {mine[:12]}, the record says {theirs[:12]}.")
-        recorded = {key: value for key, value in asdict(spec).items() if self.record.spec.get(key) != value}
-        if recorded:
-            self.wrong.append(f"record.json and spec.json disagree on {', '.join(sorted(recorded))}.")
-        self.checked.append(f"identity {self.record.identity[:12]}")
-        return not self.wrong
+        return self.identity(spec, self.record.identity, self.record.spec)
 
     def _rows(self) -> bool:
-        """Every example of the run once, and no other."""
-        times = Counter(example.id for example in self.examples)
         wanted = expand_ids(self.record.spec["ids"])
-        twice = [id_ for id_, count in times.items() if count > 1]
-        missing, foreign = sorted(set(wanted) - set(times)), sorted(set(times) - set(wanted))
-        self._say(twice, "stands twice in examples.jsonl", "stand twice in examples.jsonl")
-        self._say(missing, "of the run is missing in examples.jsonl", "of the run are missing in examples.jsonl")
-        self._say(foreign, "does not belong to the run", "do not belong to the run")
-        self.checked.append(f"rows: {len(self.examples)} of {len(wanted)} examples")
-        return not self.wrong
+        return self.rows([example.id for example in self.examples], wanted, "examples.jsonl")
 
     def _verdicts(self) -> bool:
         """The fields of an example agree with each other and with the attacks that were run."""
@@ -204,12 +176,12 @@ class _Check:
                 held.clear()
         for held in waiting.values():
             self._judge(held, dataset, model)
-        self._say([id_ for id_ in broken if id_ not in times], "is filed as broken, but has no witness",
+        self.say([id_ for id_ in broken if id_ not in times], "is filed as broken, but has no witness",
                   "are filed as broken, but have no witness")  # fmt: skip
         extra = sorted(set(times) - set(broken))
-        self._say(extra, "has a witness, but is not filed as broken", "have a witness, but are not filed as broken")
+        self.say(extra, "has a witness, but is not filed as broken", "have a witness, but are not filed as broken")
         twice = sorted(id_ for id_, count in times.items() if count > 1)
-        self._say(twice, "has two witnesses", "have two witnesses each")
+        self.say(twice, "has two witnesses", "have two witnesses each")
         self.checked.append(f"witnesses: range, distance and prediction of {len(set(times) & set(broken))}")
 
     def _judge(self, held: Sequence[tuple[ExampleRecord, Tensor]], dataset: Dataset, model: Classifier) -> None:
@@ -269,11 +241,6 @@ class _Check:
         if close:
             self.doubtful.add(id_)
         return close
-
-    def _say(self, ids: Sequence[int], one: str, several: str) -> None:
-        if ids:
-            shown = ", ".join(map(str, ids[:_SHOWN])) + (" and others" if len(ids) > _SHOWN else "")
-            self.wrong.append(f"example{'s' * (len(ids) > 1)} {shown} {several if len(ids) > 1 else one}.")
 
 
 def _batches(examples: Sequence[ExampleRecord]) -> Iterator[Sequence[ExampleRecord]]:

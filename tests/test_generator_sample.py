@@ -63,6 +63,7 @@ def test_layout_and_provenance(tmp_path: Path) -> None:
     assert provenance["weights_sha256"] == "a" * 64
     assert provenance["sampler"]["steps"] == 3
     assert provenance["seed"] == 5
+    assert provenance["command"] == f"robustgen generator sample g --n 10 --sampler {HEUN} --seed 5"
     assert len(load_data(f"npz:{tmp_path / 'x.npz'}")) == 10
     assert not (tmp_path / "x.npz.part").exists()
 

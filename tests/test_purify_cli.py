@@ -15,7 +15,7 @@ from robustgen.errors import SpecError
 from robustgen.purify.diffpure import DiffPure
 from robustgen.purify_files import at_levels, parse_levels
 from robustgen.reproduce import purification
-from robustgen.reproduce.purification import load_purification
+from robustgen.reproduce.purification import load_table
 
 
 def test_a_picture_of_every_level(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,14 +123,14 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
 def test_bundled_scales_as_commands(scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every row can be typed; the paper's is refused where there is no GPU."""
-    table = load_purification(scale)
+    table = load_table(scale)
     text = purification.commands(table, tmp_path)
     assert text.count("robustgen eval ") == len(table.rows)
     if scale == "paper":
         assert _run(["reproduce", "purification", "--scale", "paper", "--device", "cpu"]) == 2
         assert "needs a GPU" in capsys.readouterr().err
     with pytest.raises(SpecError, match="did you mean 'laptop'"):
-        load_purification("labtop")
+        load_table("labtop")
 
 
 def test_a_detector_by_command(capsys: pytest.CaptureFixture[str]) -> None:

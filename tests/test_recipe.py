@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from robustgen.classifiers import load_classifier
 from robustgen.errors import ArtifactError, SpecError
 from robustgen.training.method import make_method
 from robustgen.training.methods.pgd_at import PgdAdversarial
+from robustgen.training.model import make_network
 from robustgen.training.recipe import Recipe, list_recipes, load_recipe, parse_duration
 from tests.training_helpers import write_recipe
 
@@ -137,3 +141,14 @@ def test_wrong_duration(text: str) -> None:
     """Anything else is refused with an example."""
     with pytest.raises(SpecError, match="a duration reads like 2h, 30m"):
         parse_duration(text)
+
+
+def test_start() -> None:
+    """A network begins with the weights of a classifier, and one that they do not fit is refused."""
+    recipe = load_recipe("fmnist-denoised-0.25")
+    state = make_network(recipe.network).state_dict()
+    expected = load_classifier("fmnist-standard").network.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], expected[key]) for key in state)
+    with pytest.raises(SpecError, match=r"network\.start: the weights of cifar10-at do not fit"):
+        make_network(replace(recipe.network, start="cifar10-at"))

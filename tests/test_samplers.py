@@ -24,6 +24,7 @@ from robustgen.generator.samplers import (
     Heun,
     Sampler,
     denoise_with,
+    describe_sampler,
     karras_sigmas,
     parse_sampler,
     spaced_sigmas,
@@ -300,3 +301,11 @@ def test_ddpm_denoiser_recovers_a_gaussian_whose_noise_is_predicted_exactly() ->
     denoiser = DdpmDenoiser(Eps(), SHAPE, 0, schedule=schedule)
     x = torch.randn(100, *SHAPE, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     torch.testing.assert_close(denoiser(x, schedule.sigmas), exact(x, schedule.sigmas), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("text", ["heun", "heun:steps=7:churn=40", "dpm++:steps=10", "ddim:steps=50", "ancestral"])
+def test_a_sampler_as_typed(text: str) -> None:
+    """What is said of a sampler gives that sampler again, and leaves out what is the default."""
+    sampler = parse_sampler(text)
+    assert parse_sampler(describe_sampler(sampler)) == sampler
+    assert len(describe_sampler(sampler)) <= len(text)

@@ -26,7 +26,7 @@ from robustgen.training.recipe import Recipe, load_recipe
 from robustgen.training.train import TrainResult, train
 from robustgen.training.trainer import Trainer, learning_rate
 from tests.helpers import assert_global_rng_untouched
-from tests.training_helpers import Interrupted, interrupt_after, with_training, write_recipe
+from tests.training_helpers import Interrupted, interrupt_after, with_training, write_generated, write_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 LINF = "linf:0.1"
@@ -238,6 +238,21 @@ def test_normalisation(recipe: Recipe, tmp_path: Path) -> None:
     assert (card.mean, card.std) == ((0.5,), (0.2,))
 
 
+def test_a_card_says_how_it_was_made(recipe: Recipe, tmp_path: Path) -> None:
+    """The commands one after the other, files by their names alone; and for which noise."""
+    provenance = json.dumps({"command": "robustgen generator sample toy --n 50"})
+    path = write_generated(tmp_path, provenance=provenance)
+    content = recipe.changed(generated=f"{path}:0.25").to_dict()
+    content["training"] |= {"method": "gaussian", "options": {"sigma": 0.3}}
+    result = train(Recipe.from_dict(content), out=tmp_path / "out")
+    assert result.card is not None
+    card = Card.load(result.card)
+    made = "robustgen generator sample toy --n 50 && robustgen train tiny --generated made.npz:0.25 (seed 3, "
+    assert card.source is not None
+    assert card.source.startswith(made)
+    assert card.sigma == 0.3
+
+
 def test_guard_falls_back(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a simulated collapse the weights are the last good ones, and the attack has two steps from then on."""
     trainer = make_trainer(with_training(recipe, **METHODS["fgsm-rs"]))
@@ -330,17 +345,9 @@ def test_validation_now_and_then(recipe: Recipe, tmp_path: Path) -> None:
     assert result.best_epoch in (2, 4, 5)
 
 
-def write_generated(path: Path, value: int = 128) -> Path:
-    """Twenty images that look like the toy data's, with their labels."""
-    rng = np.random.default_rng(value)
-    images = rng.integers(value - 20, value + 20, (20, 8, 8, 1)).astype(np.uint8)
-    np.savez(path, image=images, label=np.arange(20) % 2)
-    return path
-
-
 def test_generated_images(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They change the weights, are said in the log, survive an interruption, and cannot be exchanged half-way."""
-    path = write_generated(tmp_path / "made.npz")
+    path = write_generated(tmp_path, n=20)
     mixed = recipe.changed(generated=f"{path}:0.5")
     whole = train(mixed, out=tmp_path / "whole")
     assert "8 a step of 160 images, 8 a step of 20 generated ones (made.npz)" in (whole.out / "train.log").read_text()
@@ -351,7 +358,7 @@ def test_generated_images(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(Interrupted):
             train(mixed, out=tmp_path / "cut")
     kept = path.read_bytes()
-    write_generated(path, 90)
+    write_generated(tmp_path, n=20, label=np.ones(20, dtype=np.int64))
     with pytest.raises(RecordError, match=r"made\.npz is not the file that .*cut began with"):
         train(mixed, out=tmp_path / "cut")
     path.write_bytes(kept)
@@ -360,7 +367,7 @@ def test_generated_images(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_another_mixture_is_another_training(recipe: Recipe, tmp_path: Path) -> None:
     """A folder keeps to its files and shares."""
-    path = write_generated(tmp_path / "made.npz")
+    path = write_generated(tmp_path, n=20)
     train(recipe.changed(generated=f"{path}:0.5"), out=tmp_path / "out", budget_seconds=1e-6)
     with pytest.raises(RecordError, match=r"another training: generated\.files: .*0\.25.* here, .*0\.5.* there"):
         train(recipe.changed(generated=f"{path}:0.25"), out=tmp_path / "out")

@@ -17,7 +17,7 @@ from robustgen.training.augment import AUGMENTATIONS, cutmix, cutout, random_cro
 from robustgen.training.data import TrainingData, split_validation
 from robustgen.training.generated import load_sources, parse_shares
 from tests.helpers import assert_global_rng_untouched
-from tests.training_helpers import write_data
+from tests.training_helpers import write_data, write_generated
 
 
 def load(folder: Path, **changes: int) -> TrainingData:
@@ -86,18 +86,6 @@ def test_too_few(tmp_path: Path) -> None:
     """Too few images for the held-out set and one batch are refused with both numbers."""
     with pytest.raises(SpecError, match="has 200 images; validation = 190 and batch_size = 16 need more"):
         load(tmp_path, validation=190)
-
-
-def write_generated(folder: Path, name: str = "made.npz", *, n: int = 50, **changes: Any) -> Path:
-    """A file as `robustgen generator sample` writes it: bright images, so that they are told from real ones."""
-    held = {
-        "image": np.full((n, 8, 8, 1), 250, dtype=np.uint8),
-        "label": np.arange(n) % 2,
-        "provenance": json.dumps({"trained_on": {"data": "npz", "split": "train", "images": 160, "held_out": 40}}),
-    }
-    held |= changes
-    np.savez(folder / name, **{key: value for key, value in held.items() if value is not None})
-    return folder / name
 
 
 def mixed(folder: Path, *parts: tuple[Path, float], labels: str | None = None, **changes: Any) -> TrainingData:

@@ -25,11 +25,11 @@ from robustgen.training.measure import (
 from robustgen.training.method import METHODS, Attacked, Method, make_method
 from robustgen.training.methods.fast import FastAdversarial, GradAlign, NoisyFast
 from robustgen.training.methods.mart import Mart
-from robustgen.training.methods.noise import Consistency, Gaussian, SmoothAdversarial, noised
 from robustgen.training.methods.pgd_at import PgdAdversarial
 from robustgen.training.methods.standard import Standard
 from robustgen.training.methods.trades import Trades
 from tests.helpers import Linear, make_convnet, make_images
+from tests.training_helpers import Shrinking
 
 THREATS = [ThreatModel.parse(text) for text in ("linf:0.03", "l2:0.3", "l1:1.5")]
 
@@ -174,6 +174,12 @@ def toy(n: int = 12, classes: int = 3) -> tuple[Tensor, Tensor]:
     return torch.rand(n, 1, 8, 8), torch.arange(n) % classes
 
 
+@pytest.fixture(autouse=True)
+def toy_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `denoised`: the bundled generators make images of 28 x 28, toys are smaller."""
+    monkeypatch.setattr("robustgen.training.methods.denoised._denoiser", lambda name, device: Shrinking((1, 8, 8)))
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_trains(name: str) -> None:
     """Each registered method gives all parameters a finite gradient, from hard and from mixed labels, in any norm."""
@@ -309,73 +315,3 @@ def test_a_method_from_outside() -> None:
         make_method("trades", threat=THREATS[0], label_smoothing=0.0, options={"beta": -1})
     with pytest.raises(SpecError, match=r"method 'mart' needs a threat model"):
         make_method("mart", threat=None, label_smoothing=0.0, options={})
-
-
-def noise_rows(n: int) -> ExampleRng:
-    """Streams for n images."""
-    return ExampleRng.of(0, torch.arange(n))
-
-
-def test_gaussian_training_sees_noise_of_its_sigma() -> None:
-    """Cross-entropy at x + sigma z, not clipped; the same streams, the same noise."""
-    model = make_convnet()
-    x, y = make_images(model)
-    attacked = Gaussian(sigma=0.5).attack(model, x, y, noise_rows(len(x)))
-    noise = (attacked.x - x) / 0.5
-    assert float(noise.std()) == pytest.approx(1.0, abs=0.05)
-    assert float(attacked.x.min()) < 0
-    expected = nn.functional.cross_entropy(model(attacked.x), y)
-    assert torch.allclose(loss_of(Gaussian(sigma=0.5), model, x, y, noise_rows(len(x))), expected)
-
-
-def test_consistency_is_its_three_terms() -> None:
-    """Cross-entropy alone without weights; a network that ignores its input has no divergence, and a known entropy."""
-    model = make_convnet()
-    x, y = make_images(model)
-    rng = noise_rows(len(x))
-    both = noised(x, 0.25, 2, rng)
-    plain = Consistency(sigma=0.25, weight=0.0, entropy=0.0)
-    expected = nn.functional.cross_entropy(model(both), torch.cat([y, y]))
-    assert torch.allclose(loss_of(plain, model, x, y, rng), expected)
-    p = model(both).softmax(1).reshape(2, len(x), -1)
-    mean = p.mean(0)
-    apart = (mean * (mean.log() - p.log())).sum(2).mean()
-    entropy = -(mean * mean.log()).sum(1).mean()
-    whole = loss_of(Consistency(sigma=0.25, weight=3.0, entropy=0.7), model, x, y, rng)
-    assert torch.allclose(whole, expected + 3 * apart + 0.7 * entropy, rtol=1e-4)
-    mixed = nn.functional.one_hot(y, model(x).shape[1]).float()
-    assert torch.allclose(loss_of(plain, model, x, mixed, rng), expected)
-
-
-def test_smoothadv_attacks_the_smoothed_network() -> None:
-    """Inside the ball, with one noise throughout, and with a higher loss of the mean probability than at the image."""
-    network = make_convnet()
-    x, y = make_images(network)
-    threat = ThreatModel.parse("l2:0.5")
-    method = SmoothAdversarial(threat=threat, sigma=0.1, draws=4, steps=4)
-    attacked = method.attack(network, x, y, noise_rows(len(x)))
-    noise = noised(torch.zeros_like(x), 0.1, 4, noise_rows(len(x)))
-    points = (attacked.x - noise).reshape(4, *x.shape)
-    assert torch.allclose(points, points[:1].expand_as(points), atol=1e-6)
-    assert bool(threat.contains(x, points[0].clamp(0, 1)).all())
-
-    def smoothed(at: Tensor) -> float:
-        p = network(at.repeat(4, 1, 1, 1) + noise).softmax(1).reshape(4, len(x), -1).mean(0)
-        return float(nn.functional.nll_loss(p.log(), y))
-
-    with torch.no_grad():
-        assert smoothed(points[0]) > smoothed(x)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("gaussian", {"sigma": 0}, "training.sigma must be a number above 0"),
-        ("consistency", {"draws": 1}, "training.draws must be a number >= 2"),
-        ("smoothadv", {}, "needs a threat model"),
-    ],
-)
-def test_impossible_noise(name: str, options: dict[str, Any], message: str) -> None:
-    """Refused with the field."""
-    with pytest.raises(SpecError, match=message):
-        make_method(name, threat=None, label_smoothing=0.0, options=options)

@@ -6,15 +6,19 @@ one, never the same, estimates its probability.
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from robustgen.certify.design import Design
 from robustgen.certify.votes import Voter, Wanted
+from robustgen.fields import NOT_NEGATIVE, SEED, WHOLE, Rule, check_value, number, or_none
 
 __all__ = ["Certificate", "certify", "predict"]
 
@@ -33,6 +37,7 @@ class Certificate:
         selected: the class that the first draws chose.
         counts: how often it was voted for, at each look of the design so far.
         samples: all draws, those for selection included.
+        seconds: its share, by draws, of the time that voting took; None where nobody knows. No part of equality.
     """
 
     id: int
@@ -42,6 +47,37 @@ class Certificate:
     selected: int
     counts: list[int]
     samples: int
+    seconds: float | None = field(default=None, compare=False)
+
+    def line(self) -> str:
+        """One line of certificates.jsonl, without the newline; floats keep every digit."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_line(cls, text: str) -> Certificate:
+        """The inverse of `line`.
+
+        Raises:
+            ValueError, TypeError: no JSON, or other fields.
+            SpecError: a value that none can have.
+        """
+        table = json.loads(text)
+        found = cls(**table)
+        for name, rule in _RULES.items():
+            check_value(name, table.get(name), rule)
+        return found
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(SEED[0](k) and isinstance(k, int) for k in value)
+
+
+_RULES: dict[str, Rule] = {
+    "id": SEED, "label": SEED, "selected": SEED, "samples": WHOLE, "radius": NOT_NEGATIVE,
+    "predict": (lambda value: value == ABSTAIN or SEED[0](value), "a class, or -1"),
+    "counts": (_counts, "a list of whole numbers >= 0"),
+    "seconds": (or_none(number(0, math.inf)), "a number >= 0, or null"),
+}  # fmt: skip
 
 
 @dataclass
@@ -55,6 +91,7 @@ class _Row:
     counts: list[int] = field(default_factory=list)
     right: int = 0
     reached: int = 0
+    seconds: float = 0.0
 
 
 def certify(
@@ -64,6 +101,7 @@ def certify(
     *,
     selection: int,
     finish: Callable[[Certificate], None],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Certify examples, many in the works at once; each leaves when its design has decided.
 
@@ -73,6 +111,7 @@ def certify(
         design: looks, levels, radii.
         selection: draws that choose the class.
         finish: called once an example.
+        clock: seconds, of which each example is told its share.
     """
     waiting, rows = deque(examples), list[_Row]()
     while waiting or rows:
@@ -80,7 +119,11 @@ def certify(
             id_, label, image = waiting.popleft()
             rows.append(_Row(id_, label, voter.noise.on_grid(image)))
         wanted = [_next(row, design, selection) for row in rows]
-        for row, votes in zip(rows, voter.count(wanted), strict=True):
+        begun = clock()
+        counted = voter.count(wanted)
+        a_draw = (clock() - begun) / sum(one.last - one.first for one in wanted)
+        for row, one, votes in zip(rows, wanted, counted, strict=True):
+            row.seconds += a_draw * (one.last - one.first)
             _take(row, votes, design)
         staying = []
         for row in rows:
@@ -114,6 +157,7 @@ def _certificate(row: _Row, design: Design, voter: Voter, selection: int) -> Cer
     return Certificate(
         id=row.id, label=row.label, predict=ABSTAIN if radius is None else row.selected, radius=radius or 0.0,
         selected=row.selected, counts=row.counts, samples=selection + design.looks[len(row.counts) - 1],
+        seconds=round(row.seconds, 6),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from robustgen.certify.bounds import check_alpha, lower_bound, probability_for, 
 from robustgen.certify.noise import GridNoise
 from robustgen.errors import SpecError, unknown_name
 
-__all__ = ["PROFILES", "Design", "make_design"]
+__all__ = ["PROFILES", "Design", "make_design", "threshold_for"]
 
 # profile -> price in radii a draw, share of alpha for looks before the last; set on three logs of Cohen et al. 2019
 PROFILES = {"exact": (1.7e-6, 0.5), "fast": (6e-6, 0.97)}
@@ -134,6 +134,14 @@ def make_design(
     )  # fmt: skip
 
 
+def threshold_for(radius: float, noise: GridNoise, pixels: int) -> float:
+    """What the share of votes must exceed for a radius, slack and approximation included; 1 or more: nothing can."""
+    reach = radius + noise.slack(pixels) if radius else 0.0
+    if noise.kind == "uniform" and reach >= noise.sigma:
+        return 1.0
+    return probability_for(reach, noise.sigma, noise.kind) + noise.approximation(pixels)
+
+
 def _grid(radii: Sequence[float], noise: GridNoise, pixels: int) -> tuple[list[float], list[float]]:
     """Radii of the table with some in between, and what each asks of p, slack and approximation included."""
     table = sorted({0.0, *radii})
@@ -141,10 +149,7 @@ def _grid(radii: Sequence[float], noise: GridNoise, pixels: int) -> tuple[list[f
     between = {a + (b - a) * k / _BETWEEN for a, b in pairwise(table) for k in range(_BETWEEN)}
     grid, thresholds = [], []
     for radius in sorted(between):
-        reach = radius + noise.slack(pixels) if radius else 0.0
-        if noise.kind == "uniform" and reach >= noise.sigma:
-            break
-        p = probability_for(reach, noise.sigma, noise.kind) + noise.approximation(pixels)
+        p = threshold_for(radius, noise, pixels)
         if p >= 1 - 1e-9:
             break
         grid.append(radius)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from robustgen import durable
 from robustgen.errors import ArtifactError, SpecError
 from robustgen.statistics import Estimate, proportion
 
-__all__ = ["COLUMNS", "CertificationLog", "envelope", "read_log", "write_log"]
+__all__ = ["COLUMNS", "CertificationLog", "envelope", "not_comparable", "read_log", "write_log"]
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 ABSTAIN = -1
@@ -26,7 +29,9 @@ class CertificationLog:
         name: how tables call it.
         ids, label, predict: (N,) int64; predict is -1 where it abstained.
         radius: (N,) float64, 0 where it abstained.
-        seconds: (N,) float64.
+        seconds: (N,) float64, NaN where nobody knows.
+        norm: of the radii, "l2" or "l1", or None where the log does not say.
+        pixels: of an image, channels included, or None.
     """
 
     name: str
@@ -35,6 +40,8 @@ class CertificationLog:
     predict: npt.NDArray[np.int64]
     radius: npt.NDArray[np.float64]
     seconds: npt.NDArray[np.float64]
+    norm: str | None = None
+    pixels: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -45,9 +52,9 @@ class CertificationLog:
         same: npt.NDArray[np.bool_] = self.predict == self.label
         return same
 
-    def certified(self, radius: float) -> Estimate:
+    def certified(self, radius: float, *, confidence: float = 0.95) -> Estimate:
         """Share of examples that are right with at least this radius; an abstention is wrong."""
-        return proportion(int((self.right & (self.radius >= radius)).sum()), len(self))
+        return proportion(int((self.right & (self.radius >= radius)).sum()), len(self), confidence=confidence)
 
     @property
     def acr(self) -> float:
@@ -55,13 +62,28 @@ class CertificationLog:
         return float((self.radius * self.right).mean())
 
     @property
+    def linf_divisor(self) -> float | None:
+        """What a radius is divided by to hold in Linf, or None where norm or size are not known.
+
+        A perturbation of Linf norm e over d pixels has an L2 norm of at most e sqrt(d) and an L1 norm of at most e d.
+        """
+        if self.norm is None or self.pixels is None:
+            return None
+        return math.sqrt(self.pixels) if self.norm == "l2" else float(self.pixels)
+
+    @property
     def abstained(self) -> Estimate:
         """Share of abstentions."""
         return proportion(int((self.predict == ABSTAIN).sum()), len(self))
 
 
-def read_log(path: Path, name: str | None = None) -> CertificationLog:
+def read_log(path: Path, name: str | None = None, *, pixels: int | None = None) -> CertificationLog:
     """A file with the columns idx, label, predict, radius, correct, time, as Cohen et al. write it.
+
+    Args:
+        path: the file.
+        name: how tables call it; None for that of the file.
+        pixels: of an image, channels included; radii are then taken for those of normal noise, in L2.
 
     Raises:
         ArtifactError: it cannot be read.
@@ -82,7 +104,7 @@ def read_log(path: Path, name: str | None = None) -> CertificationLog:
         raise SpecError(f"{path}: an example stands there twice; was a restarted log appended to?")
     return CertificationLog(
         name or path.stem, ids.astype(np.int64), label.astype(np.int64), predict.astype(np.int64),
-        radius.astype(np.float64), seconds.astype(np.float64),
+        radius.astype(np.float64), seconds.astype(np.float64), None if pixels is None else "l2", pixels,
     )  # fmt: skip
 
 
@@ -102,7 +124,7 @@ def _row(path: Path, number: int, line: str) -> tuple[int, int, int, float, floa
 
 
 def _seconds(text: str) -> float:
-    """Seconds of "0:02:31.238689" or of "151.2"."""
+    """Seconds of "0:02:31.238689" or of "151.2"; "nan" where nobody knows."""
     total = 0.0
     for part in text.split(":"):
         total = 60 * total + float(part)
@@ -111,17 +133,44 @@ def _seconds(text: str) -> float:
 
 def write_log(log: CertificationLog, path: Path) -> None:
     """The same columns; radii with every digit, so that none is rounded up."""
-    from robustgen import durable
-
     lines = ["\t".join(COLUMNS)]
     columns = (log.ids, log.label, log.predict, log.radius, log.right, log.seconds)
     for id_, label, predict, radius, right, seconds in zip(*(c.tolist() for c in columns), strict=True):
-        hours, rest = divmod(seconds, 3600)
-        time = f"{int(hours)}:{int(rest // 60):02d}:{rest % 60:09.6f}"
-        lines.append(f"{id_}\t{label}\t{predict}\t{radius!r}\t{int(right)}\t{time}")
+        lines.append(f"{id_}\t{label}\t{predict}\t{radius!r}\t{int(right)}\t{_clock(seconds)}")
     durable.replace(path, ("\n".join(lines) + "\n").encode())
 
 
-def envelope(logs: Sequence[CertificationLog], radii: Sequence[float]) -> list[float]:
-    """The best certified accuracy of several logs at each radius: chosen on the test data, so an upper bound."""
-    return [max(log.certified(radius).value for log in logs) for radius in radii]
+def _clock(seconds: float) -> str:
+    """The inverse of `_seconds`, to the microsecond."""
+    if math.isnan(seconds):
+        return "nan"
+    minutes, rest = divmod(round(seconds * 1e6), 60_000_000)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest / 1e6:09.6f}"
+
+
+def envelope(logs: Sequence[CertificationLog], radii: Sequence[float]) -> list[dict[str, Any]]:
+    """The best certified accuracy of several logs at each radius: chosen on the test data, after the fact.
+
+    It is the certified accuracy of no classifier: at each radius another one may be the best. The interval covers
+    the best of the true accuracies: all logs' intervals hold at once, each at 1 - 5 % / logs (Bonferroni).
+
+    Returns:
+        One table a radius: radius, value, low, high, and the log that is best there.
+    """
+    found = []
+    for radius in radii:
+        best = max(logs, key=lambda log: log.certified(radius).value)
+        several = [log.certified(radius, confidence=1 - 0.05 / len(logs)) for log in logs]
+        ends = {"low": max(one.low for one in several), "high": max(one.high for one in several)}
+        found.append({"radius": radius, **asdict(best.certified(radius)), **ends, "log": best.name})
+    return found
+
+
+def not_comparable(logs: Sequence[CertificationLog]) -> str | None:
+    """Why logs have no envelope, in a sentence, or None: it needs the same images, and one norm."""
+    first, *others = [dict(zip(log.ids.tolist(), log.label.tolist(), strict=True)) for log in logs]
+    if any(other != first for other in others):
+        return "no best log is shown: the logs are not of the same images."
+    if len({log.norm for log in logs} - {None}) > 1:
+        return "no best log is shown: the radii are of several norms."
+    return None

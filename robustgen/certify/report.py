@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from robustgen.certify.logs import CertificationLog, envelope
+from robustgen import tables
+from robustgen.certify.logs import CertificationLog, envelope, not_comparable
 from robustgen.errors import SpecError, unknown_name
 from robustgen.fields import number
 
@@ -32,72 +33,79 @@ def parse_radii(text: str) -> tuple[float, ...]:
 
 
 def measured(logs: Sequence[CertificationLog], radii: Sequence[float]) -> dict[str, Any]:
-    """Everything that is shown, as plain values; more than one log gives their envelope as well."""
-    rows = []
-    for log in logs:
-        certified = [{"radius": r, **_plain(log.certified(r))} for r in radii]
-        rows.append({
-            "name": log.name, "n": len(log), "certified": certified, "acr": log.acr,
-            "abstained": _plain(log.abstained), "seconds": float(log.seconds.sum()),
-        })  # fmt: skip
-    held: dict[str, Any] = {"radii": list(radii), "rows": rows}
+    """Everything that is shown, as plain values; more than one log gives their envelope as well, or a note why not."""
+    held: dict[str, Any] = {"radii": list(radii), "rows": [_row(log, radii) for log in logs]}
     if len(logs) > 1:
-        held["envelope"] = envelope(logs, radii)
+        note = not_comparable(logs)
+        held |= {"envelope": envelope(logs, radii)} if note is None else {"note": note}
     return held
 
 
-def _plain(estimate: Any) -> dict[str, float]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+def _row(log: CertificationLog, radii: Sequence[float]) -> dict[str, Any]:
+    certified = [{"radius": r, **asdict(log.certified(r))} for r in radii]
+    seconds, divisor = float(log.seconds.sum()), log.linf_divisor
+    linf = None
+    if divisor is not None:
+        linf = {
+            "acr": log.acr / divisor, "certified": [{**one, "radius": one["radius"] / divisor} for one in certified],
+        }  # fmt: skip
+    return {
+        "name": log.name, "n": len(log), "norm": log.norm, "certified": certified, "acr": log.acr, "linf": linf,
+        "abstained": asdict(log.abstained), "seconds": None if math.isnan(seconds) else seconds,
+    }  # fmt: skip
 
 
-def _table(held: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells, in percent with intervals."""
-    header = ["log", "n", *(f"r = {radius:g}" for radius in held["radii"]), "ACR", "abstained"]
+_BEST = "best log at each radius (chosen on these images: no classifier's certificate)"
+
+
+def _table(held: dict[str, Any], cell: Callable[[dict[str, float]], str]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells, in percent; below a row in another norm the radii at which the same share holds in Linf."""
+    header = ["log", "n", "norm", *(f"r = {radius:g}" for radius in held["radii"]), "ACR", "abstained"]
     rows = []
     for row in held["rows"]:
-        cells = [_cell(one) for one in row["certified"]]
-        rows.append([row["name"], str(row["n"]), *cells, f"{row['acr']:.3f}", f"{100 * row['abstained']['value']:.1f}"])
+        ends = [f"{row['acr']:.3f}", f"{100 * row['abstained']['value']:.1f}"]
+        rows.append([row["name"], str(row["n"]), _norm(row["norm"]), *map(cell, row["certified"]), *ends])
+        if row["linf"] is not None:
+            same = [f"at r = {one['radius']:.3g}" for one in row["linf"]["certified"]]
+            rows.append(["", "", "Linf", *same, f"{row['linf']['acr']:.3g}", ""])
     if "envelope" in held:
-        best = [f"{100 * value:.1f}" for value in held["envelope"]]
-        rows.append(["best log at each radius (chosen on these images)", "", *best, "", ""])
+        rows.append([_BEST, "", "", *map(cell, held["envelope"]), "", ""])
     return header, rows
 
 
-def _cell(one: dict[str, float]) -> str:
-    return f"{100 * one['value']:.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+def _norm(name: str | None) -> str:
+    return "-" if name is None else name.capitalize()
+
+
+def _noted(table: str, held: dict[str, Any]) -> str:
+    return f"{table}\n\n{held['note']}" if "note" in held else table
 
 
 def _markdown(held: dict[str, Any]) -> str:
-    header, rows = _table(held)
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    return _noted(tables.markdown_table(*_table(held, tables.interval_cell)), held)
 
 
 def _text(held: dict[str, Any]) -> str:
-    header, rows = _table(held)
-    lines = [header, *rows]
-    widths = [max(len(row[k]) for row in lines) for k in range(len(header))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in lines)
+    header, rows = _table(held, tables.interval_cell)
+    return _noted("\n".join(line.rstrip() for line in tables.aligned([header, *rows], left=3)), held)
 
 
 def _latex(held: dict[str, Any]) -> str:
-    header = ["log", "n", *(f"{radius:g}" for radius in held["radii"]), "ACR"]
-    lines = [r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\hline", " & ".join(header) + r" \\", r"\hline"]
-    for row in held["rows"]:
-        cells = [f"{100 * one['value']:.1f}" for one in row["certified"]]
-        name = row["name"].replace("_", r"\_")
-        lines.append(" & ".join([name, str(row["n"]), *cells, f"{row['acr']:.3f}"]) + r" \\")
-    return "\n".join([*lines, r"\hline", r"\end{tabular}"])
+    return tables.latex_table(*_table(held, lambda one: f"{100 * one['value']:.1f}"))
 
 
 def _csv(held: dict[str, Any]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["log", "n", "radius", "certified", "low", "high"])
+    rows = []
     for row in held["rows"]:
-        for one in row["certified"]:
-            writer.writerow([row["name"], row["n"], one["radius"], one["value"], one["low"], one["high"]])
-    return stream.getvalue().rstrip("\n")
+        rows += [_csv_row(row["name"], row["n"], row["norm"], one) for one in row["certified"]]
+        if row["linf"] is not None:
+            rows += [_csv_row(row["name"], row["n"], "linf", one) for one in row["linf"]["certified"]]
+    rows += [_csv_row(f"{_BEST}: {one['log']}", "", None, one) for one in held.get("envelope", ())]
+    return tables.csv_table(("log", "n", "norm", "radius", "certified", "low", "high"), rows).rstrip("\n")
+
+
+def _csv_row(name: str, n: int | str, norm: str | None, one: dict[str, Any]) -> tuple[object, ...]:
+    return name, n, norm or "", one["radius"], one["value"], one["low"], one["high"]
 
 
 FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustgen.certify.record import CertificationSpec
 from robustgen.certify.report import parse_radii
-from robustgen.certify.run import CertificationSpec, recorded_precision, run_certification
-from robustgen.certify.smoothed import check_base, smoothing_base
+from robustgen.certify.run import recorded_precision, run_certification
+from robustgen.certify.smoothed import base_sha256, check_base, smoothing_base
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
 from robustgen.environment import pick_device
@@ -106,12 +106,9 @@ def _spec(
     request: CertificationRequest, radii: tuple[float, ...], dataset: Dataset, ids: list[int], classifier: Classifier,
     generator: Generator | None,
 ) -> CertificationSpec:  # fmt: skip
-    name, weights = classifier.card.name, classifier.weights_sha256
-    if generator is not None:
-        name = f"{generator.name}|{name}"
-        weights = hashlib.sha256(f"{generator.sha256} {weights}".encode()).hexdigest()
+    name = classifier.card.name if generator is None else f"{generator.name}|{classifier.card.name}"
     return replace(
-        _outline(request, radii), classifier=name, weights_sha256=weights, data=dataset.name,
+        _outline(request, radii), classifier=name, weights_sha256=base_sha256(classifier, generator), data=dataset.name,
         data_sha256=dataset.digest(ids), ids=compact_ids(ids),
     )  # fmt: skip
 

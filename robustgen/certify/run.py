@@ -7,12 +7,11 @@ record.json          totals, written last
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,16 @@ from torch import nn
 
 from robustgen import durable
 from robustgen.certify.certify import Certificate, certify
-from robustgen.certify.design import Design, make_design
-from robustgen.certify.logs import CertificationLog
-from robustgen.certify.noise import GridNoise
-from robustgen.certify.report import measured
+from robustgen.certify.record import (
+    JOURNAL,
+    CertificationSpec,
+    as_log,
+    parse_lines,
+    read_certificates,
+    read_object,
+    read_spec,
+    summarise,
+)
 from robustgen.certify.votes import Voter
 from robustgen.data import Dataset
 from robustgen.environment import describe_environment
@@ -37,62 +42,13 @@ from robustgen.spec import expand_ids
 __all__ = ["CertificationSpec", "as_log", "read_certificates", "recorded_precision", "run_certification"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertificationSpec:
-    """A certification to be made; two with the same identity give the same certificates.
-
-    Attributes:
-        classifier, weights_sha256: what is smoothed, with its denoiser where there is one.
-        data, data_sha256, ids: the examples.
-        noise, sigma, bits: see `GridNoise`.
-        method, profile, radii, samples, selection, alpha: see `make_design` and `certify`.
-        seed: of all noise.
-        precision: form of the certified function.
-        schema: of this file.
-    """
-
-    classifier: str
-    weights_sha256: str
-    data: str
-    data_sha256: str
-    ids: str
-    noise: str
-    sigma: float
-    bits: int
-    method: str
-    profile: str
-    radii: tuple[float, ...]
-    samples: int
-    selection: int
-    alpha: float
-    seed: int
-    precision: str
-    schema: int = 1
-
-    def identity(self) -> str:
-        """sha256 of the canonical JSON of this spec."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-    def design(self, pixels: int) -> Design:
-        """Looks and boundaries for images of so many pixels."""
-        return make_design(
-            self.method, radii=self.radii, noise=self.grid_noise(), pixels=pixels, samples=self.samples,
-            alpha=self.alpha, profile=self.profile,
-        )  # fmt: skip
-
-    def grid_noise(self) -> GridNoise:
-        """The noise."""
-        return GridNoise(self.sigma, self.noise, self.bits)
-
-
 def recorded_precision(folder: Path, spec: CertificationSpec) -> str | None:
     """The form that an earlier process chose for this very certification, so that it goes on in it; else None."""
-    path = folder / "spec.json"
-    if not path.is_file():
-        return None
-    held = _read_json(path)
-    mine = json.loads(json.dumps(asdict(spec)))
-    return str(held["precision"]) if {**mine, "precision": held.get("precision")} == held else None
+    with suppress(RecordError):
+        held = read_spec(folder)
+        if replace(spec, precision=held.precision) == held:
+            return held.precision
+    return None
 
 
 def run_certification(
@@ -119,13 +75,13 @@ def run_certification(
     if (folder / "record.json").is_file():
         _check_same(folder, spec)
         progress.note(f"this certification was finished before; its record is read from {folder}.")
-        return _read_json(folder / "record.json")
+        return read_object(folder / "record.json")
     lock = _open(folder, spec, ranks)
     try:
         _work(spec, base, dataset, folder, classes, batch_size, device, progress, ranks)
         ranks.gather(None)
         if ranks.first:
-            return _close(folder, spec)
+            return _close(folder, spec, dataset.shape)
     finally:
         if lock is not None:
             lock.release()
@@ -147,9 +103,7 @@ def _open(folder: Path, spec: CertificationSpec, ranks: Ranks) -> durable.Folder
 
 
 def _check_same(folder: Path, spec: CertificationSpec) -> None:
-    held, mine = _read_json(folder / "spec.json"), json.loads(json.dumps(asdict(spec)))
-    keys = [key for key in sorted(mine | held) if mine.get(key) != held.get(key)]
-    differing = [f"{key}: {mine.get(key)} / {held.get(key)}" for key in keys]
+    differing = spec.differences(read_spec(folder))
     if differing:
         raise RecordError(
             f"--out: {folder} holds another certification (asked / there: {'; '.join(differing)}); name another folder."
@@ -160,17 +114,18 @@ def _work(
     spec: CertificationSpec, base: nn.Module, dataset: Dataset, folder: Path, classes: int, batch_size: int,
     device: torch.device, progress: Progress, ranks: Ranks,
 ) -> None:  # fmt: skip
-    done = {one.id: one for one in read_certificates(folder)}
+    # By the first rank, before any rank begins: all must share out the same examples.
+    done = set(ranks.from_first([one.id for one in _recover(folder)] if ranks.first else []))
     todo = [id_ for id_ in expand_ids(spec.ids) if id_ not in done][ranks.rank :: ranks.size]
     if done:
         progress.note(f"{len(done)} examples were certified before; going on.")
     progress.start("certify", len(todo))
-    file = durable.Appender(folder / f"certificates{f'-{ranks.rank}' if ranks.rank else ''}.jsonl")
+    file = durable.Appender(folder / (f"certificates-{ranks.rank}.jsonl" if ranks.rank else JOURNAL))
     begun, count, right = time.monotonic(), 0, 0
 
     def finish(one: Certificate) -> None:
         nonlocal count, right
-        file.add((json.dumps(asdict(one), sort_keys=True) + "\n").encode())
+        file.add(f"{one.line()}\n".encode())
         count, right = count + 1, right + (one.predict == one.label)
         progress.advance(count, f"{right} certified right, {(time.monotonic() - begun) / count:.2f} s each")
 
@@ -188,55 +143,31 @@ def _examples(dataset: Dataset, ids: Sequence[int]) -> Iterator[tuple[int, int, 
         yield id_, int(y[0]), x[0].double().numpy()
 
 
-def read_certificates(folder: Path) -> list[Certificate]:
-    """Every finished certificate of a folder, in the order of their ids; a line cut off by a crash is left out.
+def _recover(folder: Path) -> list[Certificate]:
+    """Every certificate that any process finished, in the order of their ids; a line cut off by a crash is left out.
 
     Raises:
         RecordError: a whole line that cannot be read.
     """
-    found = {}
+    found = dict[int, Certificate]()
     for path in sorted(folder.glob("certificates*.jsonl")):
         content = path.read_bytes()
-        durable.cut(path, content.rfind(b"\n") + 1)
-        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
-            try:
-                one = Certificate(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise RecordError(f"{path}, line {number}, cannot be read: {error}.") from None
-            found[one.id] = one
+        whole = content.rfind(b"\n") + 1
+        durable.cut(path, whole)
+        found |= {one.id: one for one in parse_lines(content[:whole].decode("utf-8", "replace"), path)}
     return [found[id_] for id_ in sorted(found)]
 
 
-def as_log(found: Sequence[Certificate], name: str) -> CertificationLog:
-    """Certificates in the form that tables are made from."""
-    ids, label, predict, radius = (
-        np.array([getattr(one, key) for one in found]) for key in ("id", "label", "predict", "radius")
-    )
-    return CertificationLog(name, ids, label, predict, radius.astype(float), np.zeros(len(found)))
-
-
-def _close(folder: Path, spec: CertificationSpec) -> dict[str, Any]:
+def _close(folder: Path, spec: CertificationSpec, shape: tuple[int, ...]) -> dict[str, Any]:
     """Merge what ranks wrote, sort it, and write the totals last."""
-    found = read_certificates(folder)
-    lines = "".join(json.dumps(asdict(one), sort_keys=True) + "\n" for one in found)
+    found = _recover(folder)
     with durable.disk_errors(folder):
-        durable.replace(folder / "certificates.jsonl", lines.encode())
-        (row,) = measured([as_log(found, spec.classifier)], spec.radii)["rows"]
+        durable.replace(folder / JOURNAL, "".join(f"{one.line()}\n" for one in found).encode())
         record = {
-            "spec": asdict(spec), "identity": spec.identity(), "n": len(found), "certified": row["certified"],
-            "acr": row["acr"], "abstained": row["abstained"], "samples": sum(one.samples for one in found),
-
+            "spec": asdict(spec), "identity": spec.identity(), **summarise(spec, found, shape),
             "environment": describe_environment(), "schema": 1, "run": str(folder),
         }  # fmt: skip
         durable.write_json(folder / "record.json", record)
         for path in folder.glob("certificates-*.jsonl"):
             durable.remove(path)
     return record
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read: {error}.") from None
-    return held

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,12 @@ from robustgen.generator.load import Generator, with_precision
 from robustgen.health import is_stochastic
 from robustgen.precision import SearchForm, SearchModel
 
-__all__ = ["Denoised", "check_base", "smoothing_base"]
+__all__ = ["Denoised", "base_sha256", "check_base", "denoise_once", "smoothing_base"]
+
+
+def denoise_once(denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+    """clip(D(2 x - 1; 2 sigma)) of images x (B, C, H, W), clean in [0, 1], with normal noise of `sigma` in pixels."""
+    return to_pixel_range(denoiser(to_generator_range(x), generator_sigma(sigma)))
 
 
 class Denoised(nn.Module):
@@ -37,12 +44,11 @@ class Denoised(nn.Module):
         if not denoiser.sigma_min <= level <= denoiser.sigma_max:
             low, high = denoiser.sigma_min / 2, denoiser.sigma_max / 2
             raise SpecError(f"--sigma {sigma:g} is outside {low:g} .. {high:g}, for which this generator was trained.")
-        self.denoiser, self.classifier, self.level = denoiser, classifier, level
+        self.denoiser, self.classifier, self.sigma = denoiser, classifier, sigma
 
     def forward(self, x: Tensor) -> Tensor:
         """Noised images (B, C, H, W), clean ones in [0, 1], to logits (B, K)."""
-        clean = to_pixel_range(self.denoiser(to_generator_range(x), self.level))
-        logits: Tensor = self.classifier(clean)
+        logits: Tensor = self.classifier(denoise_once(self.denoiser, x, self.sigma))
         return logits
 
 
@@ -53,6 +59,12 @@ def smoothing_base(classifier: Classifier, generator: Generator | None, sigma: f
         return searched
     precision = "bfloat16" if form.dtype is torch.bfloat16 else "float32"
     return Denoised(with_precision(generator.denoiser, precision), searched, sigma)
+
+
+def base_sha256(classifier: Classifier, generator: Generator | None) -> str:
+    """sha256 of the weights of what is certified: the classifier's, or of the two hashes behind a generator."""
+    weights = classifier.weights_sha256
+    return weights if generator is None else hashlib.sha256(f"{generator.sha256} {weights}".encode()).hexdigest()
 
 
 def check_base(classifier: Classifier, x: Tensor) -> None:

@@ -25,7 +25,7 @@ from robustgen.errors import RecordError, SpecError
 from robustgen.generator.denoiser import Denoiser, Guided, to_uint8
 from robustgen.generator.draw import draw
 from robustgen.generator.load import Generator
-from robustgen.generator.samplers import Sampler
+from robustgen.generator.samplers import Sampler, describe_sampler
 from robustgen.progress import Progress, Silent
 from robustgen.ranks import Ranks
 from robustgen.rng import ExampleRng
@@ -137,16 +137,25 @@ def _draw_blocks(
 
 
 def _provenance(generator: Generator, sampler: Sampler, spec: SampleSpec) -> dict[str, Any]:
+    name = Path(generator.name).name if generator.card is None else generator.card.name  # no path of this machine
     return {
-        "generator": Path(generator.name).name
-        if generator.card is None
-        else generator.card.name,  # no path of this machine
+        "generator": name,
+        "command": _command(name, sampler, spec),
         "weights_sha256": generator.sha256,
         "trained_on": None if generator.card is None else generator.card.trained_on,
         "sampler": {"name": type(sampler).__name__, **_plain(asdict(sampler))},  # type: ignore[call-overload]
         "precision": generator.precision,
         **asdict(spec),
     }
+
+
+def _command(name: str, sampler: Sampler, spec: SampleSpec) -> str:
+    parts = [f"robustgen generator sample {name} --n {spec.n} --sampler {describe_sampler(sampler)} --seed {spec.seed}"]
+    if spec.guidance != 1:
+        parts.append(f"--guidance {spec.guidance:g}")
+    if spec.label is not None:
+        parts.append(f"--class {spec.label}")
+    return " ".join(parts)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

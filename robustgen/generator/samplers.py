@@ -33,6 +33,7 @@ __all__ = [
     "Noise",
     "Sampler",
     "denoise_with",
+    "describe_sampler",
     "karras_sigmas",
     "parse_sampler",
     "spaced_sigmas",
@@ -324,6 +325,18 @@ def parse_sampler(text: str) -> Sampler:
         options[key] = _convert(name, key, value, type(known[key]))
     sampler: Sampler = kind(**options)
     return sampler
+
+
+def describe_sampler(sampler: Sampler) -> str:
+    """As one types it, without what is the default anyway: what `parse_sampler` takes."""
+    name = next(name for name, kind in SAMPLERS.items() if kind is type(sampler))
+    settings = [(entry.name, getattr(sampler, entry.name), entry.default) for entry in fields(type(sampler))]
+    told = [
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value, usual in settings
+        if value != usual
+    ]
+    return ":".join([name, *told])
 
 
 def _convert(name: str, key: str, value: str, kind: type) -> Any:

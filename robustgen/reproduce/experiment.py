@@ -6,7 +6,6 @@ seeds. A claim is a linear combination of robust accuracies that should lie abov
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +26,10 @@ from robustgen.fields import (
     read_section,
     text,
 )
+from robustgen.reproduce.scales import in_folder, read_toml
 
 __all__ = ["Arm", "Claim", "Scale", "Table", "Term", "list_tables", "load_scale", "load_table"]
 
-_FOLDER = Path(__file__).resolve().parent.parent / "recipes" / "reproduce"
 WHICH = ("best", "last")  # the epoch with the highest accuracy on held-out images, and the final one
 
 
@@ -150,7 +149,7 @@ class Scale:
 
 def list_tables() -> dict[str, Path]:
     """Names and files of the tables that come with robustgen."""
-    return {path.stem: path for path in sorted(_FOLDER.glob("*.toml")) if not path.stem.startswith("scale-")}
+    return {name: path for name, path in in_folder("reproduce").items() if not name.startswith("scale-")}
 
 
 def load_table(name: str) -> Table:
@@ -159,7 +158,7 @@ def load_table(name: str) -> Table:
     Raises:
         SpecError: no such table, or a file that is none; the field is named.
     """
-    content = _read(name, list_tables(), "table")
+    content = read_toml(name, list_tables(), "table")
     arms = tuple(read_section(Arm, "arms", arm) for arm in content.pop("arms", ()))
     if not arms or len({arm.name for arm in arms}) < len(arms):
         raise SpecError(f"table {name}: needs [[arms]] with names that differ.")
@@ -173,19 +172,8 @@ def load_scale(name: str) -> Scale:
     Raises:
         SpecError: no such scale, or a file that is none; the field is named.
     """
-    known = {path.stem.removeprefix("scale-"): path for path in sorted(_FOLDER.glob("scale-*.toml"))}
-    content = _read(name, known, "scale")
+    content = read_toml(name, in_folder("reproduce", "scale-"), "scale")
     return read_section(Scale, "scale", {"name": Path(name).stem, **content})
-
-
-def _read(name: str, known: Mapping[str, Path], kind: str) -> dict[str, Any]:
-    if name not in known and not name.endswith(".toml"):
-        raise unknown_name(kind, name, known, hint="Or give a file ending in .toml.")
-    path = known.get(name, Path(name).expanduser())
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SpecError(f"{kind} {path} cannot be read: {error}.") from error
 
 
 def _claim(content: Mapping[str, Any], arms: list[str]) -> Claim:

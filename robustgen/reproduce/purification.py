@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from robustgen import durable
-from robustgen.errors import SpecError, unknown_name
+from robustgen import durable, tables
+from robustgen.errors import SpecError
 from robustgen.fields import TEXT, WHOLE, Rule, check_fields, read_section
+from robustgen.progress import Progress
 from robustgen.purify.parse import describe, parse_purifier
 from robustgen.record import RunRecord
+from robustgen.reproduce.scales import in_folder, read_toml
 
 __all__ = [
     "PurificationTable",
     "Row",
     "commands",
     "csv_table",
-    "load_purification",
+    "load_table",
     "markdown",
     "measured",
     "plot",
+    "run_row",
     "write",
 ]
 
-_FOLDER = Path(__file__).resolve().parent.parent / "recipes" / "purification"
 _PLAN = "adaptive"
 
 
@@ -83,26 +82,33 @@ class PurificationTable:
     gpu: bool = False
 
 
-def load_purification(name: str) -> PurificationTable:
+def load_table(name: str) -> PurificationTable:
     """The table at a scale, "laptop" or "paper", or a file ending in .toml.
 
     Raises:
         SpecError: no such scale, or a file that is none; the field is named.
     """
-    known = {path.stem: path for path in sorted(_FOLDER.glob("*.toml"))}
-    if name not in known and not name.endswith(".toml"):
-        raise unknown_name("scale", name, known, hint="Or give a file ending in .toml.")
-    path = known.get(name, Path(name).expanduser())
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SpecError(f"scale {path} cannot be read: {error}.") from error
+    content = read_toml(name, in_folder("purification"), "scale")
     rows = tuple(read_section(Row, "rows", row) for row in content.pop("rows", ()))
     if not rows or len({row.name for row in rows}) < len(rows):
         raise SpecError(f"scale {name}: needs [[rows]] with names that differ.")
     published = tuple(read_section(Published, "published", one) for one in content.pop("published", ()))
     table = {"name": Path(name).stem, **content, "rows": rows, "published": published}
     return read_section(PurificationTable, "table", table)
+
+
+def run_row(
+    table: PurificationTable, row: Row, out: Path, *, data_dir: Path | None, device: str,
+    deadline: float | None,  # noqa: ARG001 -- a run that was begun goes on to its end
+    progress: Progress,
+) -> RunRecord:  # fmt: skip
+    """The run of a row, or its record where it was finished before."""
+    from robustgen.api import evaluate
+
+    return evaluate(
+        row.classifier, table.data, table.threat, plan=_PLAN, purify=row.purifier, n=row.n,
+        out=out / "purification" / row.folder, data_dir=data_dir, device=device, progress=progress,
+    )  # fmt: skip
 
 
 def commands(table: PurificationTable, out: Path) -> str:
@@ -163,7 +169,8 @@ def markdown(held: dict[str, Any]) -> str:
     if held["published"]:
         header = ("published", "claimed, %", "later found, %", "source")
         rows = [(one["name"], one["claimed"], one["corrected"] or "-", one["source"]) for one in held["published"]]
-        parts += ["From the literature (CIFAR-10, not comparable with the figures above):", _table(header, rows)]
+        parts.append("From the literature (CIFAR-10, not comparable with the figures above):")
+        parts.append(tables.markdown_table(header, rows))
     return "\n\n".join(parts)
 
 
@@ -179,13 +186,11 @@ def _scores(rows: Sequence[dict[str, Any]]) -> str:
         else:
             cells += ["not run yet"] + [""] * 5
         lines.append(cells)
-    return _table(header, lines)
+    return tables.markdown_table(header, lines)
 
 
 def _cell(figure: dict[str, float] | None) -> str:
-    if figure is None:
-        return "-"
-    return f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+    return "-" if figure is None else tables.interval_cell(figure)
 
 
 def _ladder(rows: Sequence[dict[str, Any]]) -> str:
@@ -194,7 +199,7 @@ def _ladder(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         left = {step["rung"]: f"{100 * step['left']:.1f}" for step in row["ladder"]}
         lines.append([f"{row['name']} before {row['classifier']}", *(left.get(rung, "-") for rung in rungs)])
-    return _table(("purifier", *rungs), lines)
+    return tables.markdown_table(("purifier", *rungs), lines)
 
 
 def _protocols(rows: Sequence[dict[str, Any]]) -> str:
@@ -203,23 +208,18 @@ def _protocols(rows: Sequence[dict[str, Any]]) -> str:
         [f"{row['name']} before {row['classifier']}", *(_cell(row["protocols"].get(name)) for name in names)]
         for row in rows
     ]
-    return _table(("purifier", *names), lines)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    return tables.markdown_table(("purifier", *names), lines)
 
 
 def csv_table(held: dict[str, Any]) -> str:
     """A line a row and rung, in fractions of 1."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["purifier", "classifier", "n", "rung", "left", "seconds"])
-    for row in held["rows"]:
-        for step in row.get("ladder", ()):
-            writer.writerow([row["purifier"], row["classifier"], row["n"], step["rung"], step["left"], step["seconds"]])
-    return stream.getvalue()
+    header = ("purifier", "classifier", "n", "rung", "left", "seconds")
+    rows = [
+        (row["purifier"], row["classifier"], row["n"], step["rung"], step["left"], step["seconds"])
+        for row in held["rows"]
+        for step in row.get("ladder", ())
+    ]
+    return tables.csv_table(header, rows)
 
 
 def plot(held: dict[str, Any], path: Path) -> None:
@@ -242,12 +242,12 @@ def plot(held: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def write(held: dict[str, Any], out: Path) -> None:
+def write(held: dict[str, Any], found: Sequence[tuple[Row, RunRecord]], out: Path) -> None:
     """OUT/purification.json, .md, .csv, and .png where matplotlib is there."""
     durable.write_json(out / "purification.json", held)
     durable.replace(out / "purification.md", (markdown(held) + "\n").encode())
     durable.replace(out / "purification.csv", csv_table(held).encode())
-    if find_spec("matplotlib") is not None and any("ladder" in row for row in held["rows"]):
+    if find_spec("matplotlib") is not None and found:
         plot(held, out / "purification.png")
 
 

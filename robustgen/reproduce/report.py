@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robustgen import durable
+from robustgen import durable, tables
 from robustgen.reproduce.experiment import WHICH, Scale, Table
 from robustgen.reproduce.runner import Outcome, by_arm
 from robustgen.reproduce.verdict import judge_claim, paired_interval
@@ -71,12 +69,16 @@ def markdown(held: dict[str, Any]) -> str:
     """Two tables: the arms with the paper's figures beside ours, and the claims with their verdicts."""
     attacked = f"Robust: plan `{held['plan']}` on {held['n']} test images; intervals of 95 % over seeds and images."
     told = "In brackets the paper's figures, clean and AutoAttack."
-    lines = [
-        f"**{held['title']}** ({held['source']})", "",
-        f"{held['description']} {held['training']} {attacked} {told}", "",
-        "| arm | seeds | best epoch | clean, best | clean, last | robust, best | robust, last | best - last |",
-        "|" + " --- |" * 8,
-    ]  # fmt: skip
+    head = f"**{held['title']}** ({held['source']})"
+    parts = [head, f"{held['description']} {held['training']} {attacked} {told}", _arms(held), _claims(held)]
+    return "\n\n".join(parts)
+
+
+def _arms(held: dict[str, Any]) -> str:
+    header = (
+        "arm", "seeds", "best epoch", "clean, best", "clean, last", "robust, best", "robust, last", "best - last",
+    )  # fmt: skip
+    rows = []
     for row in held["rows"]:
         cells = [row["arm"], str(row["seeds"])]
         if row["seeds"]:
@@ -88,24 +90,26 @@ def markdown(held: dict[str, Any]) -> str:
             cells.append(f"{gap:+.1f}{told}")
         else:
             cells += ["not run yet"] + [""] * 5
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| claim | measured, points | paper | verdict |", "|" + " --- |" * 4]
+        rows.append(cells)
+    return tables.markdown_table(header, rows)
+
+
+def _claims(held: dict[str, Any]) -> str:
+    rows = []
     for claim in held["claims"]:
         if "value" not in claim:
-            lines.append(f"| {claim['text']} | | | {claim['verdict']} |")
+            rows.append((claim["text"], "", "", claim["verdict"]))
             continue
         measured = f"{100 * claim['value']:+.2f} [{100 * claim['low']:+.2f}, {100 * claim['high']:+.2f}]"
         if claim["margin"]:
             measured += f", margin {100 * claim['margin']:g}"
         paper = "" if claim["paper"] is None else f"{100 * claim['paper']:+.2f}"
-        lines.append(f"| {claim['text']} | {measured} | {paper} | **{claim['verdict']}** |")
-    return "\n".join(lines)
+        rows.append((claim["text"], measured, paper, f"**{claim['verdict']}**"))
+    return tables.markdown_table(("claim", "measured, points", "paper", "verdict"), rows)
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
-    figure = row[column]
-    ours = f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
-    return ours + _paper(row, _PAPER.get(column, column), ".2f")
+    return tables.interval_cell(row[column]) + _paper(row, _PAPER.get(column, column), ".2f")
 
 
 def _paper(row: dict[str, Any], column: str, form: str) -> str:
@@ -114,15 +118,14 @@ def _paper(row: dict[str, Any], column: str, form: str) -> str:
 
 def csv_table(held: dict[str, Any]) -> str:
     """The arms, one line each, in fractions of 1."""
-    stream = io.StringIO()
-    header = ["arm", "ratio", "seeds", *(f"{c}{part}" for c in _COLUMNS for part in ("", "_low", "_high"))]
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*header, *(f"paper_{name}" for name in ("clean_best", "clean_last", "aa_best", "aa_last"))])
+    paper_columns = ("clean_best", "clean_last", "aa_best", "aa_last")
+    parts = [f"{c}{part}" for c in _COLUMNS for part in ("", "_low", "_high")]
+    rows = []
     for row in held["rows"]:
         figures = [row.get(c, {}).get(part, "") for c in _COLUMNS for part in ("value", "low", "high")]
-        paper = [row["paper"].get(name, "") for name in ("clean_best", "clean_last", "aa_best", "aa_last")]
-        writer.writerow([row["arm"], row["ratio"], row["seeds"], *figures, *paper])
-    return stream.getvalue()
+        paper = [row["paper"].get(name, "") for name in paper_columns]
+        rows.append([row["arm"], row["ratio"], row["seeds"], *figures, *paper])
+    return tables.csv_table(["arm", "ratio", "seeds", *parts, *(f"paper_{name}" for name in paper_columns)], rows)
 
 
 def plot(held: dict[str, Any], path: Path) -> None:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.errors import SpecError
-from robustgen.nets import input_layer
+from robustgen.nets import build_network, input_layer
 from robustgen.training.data import TrainingData
 from robustgen.training.measure import measuring
+from robustgen.training.recipe import NetworkSettings
+from robustgen.usercode import first_line
 
-__all__ = ["TrainingModel", "check_network"]
+__all__ = ["TrainingModel", "check_network", "make_network"]
 
 
 class TrainingModel(nn.Module):
@@ -34,6 +36,26 @@ class TrainingModel(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
         return logits.float()
+
+
+def make_network(settings: NetworkSettings) -> nn.Module:
+    """The network of a recipe, with the weights that it starts from.
+
+    Raises:
+        SpecError: `start` is a classifier of another architecture.
+    """
+    network = build_network(settings.architecture, **settings.options)
+    if settings.start is not None:
+        from robustgen.classifiers import load_classifier  # it is not needed to train from nothing
+
+        try:
+            network.load_state_dict(load_classifier(settings.start).network.state_dict())
+        except RuntimeError as error:
+            raise SpecError(
+                f"network.start: the weights of {settings.start} do not fit {settings.architecture} "
+                f"{settings.options}; give the architecture and options of its card ({first_line(error)})."
+            ) from None
+    return network
 
 
 def check_network(model: TrainingModel, data: TrainingData) -> None:

@@ -80,10 +80,17 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
-    """What is trained: an architecture that `robustgen.nets.build_network` knows, and its options."""
+    """What is trained.
+
+    Args:
+        architecture: one that `robustgen.nets.build_network` knows.
+        options: its own.
+        start: classifier whose weights it begins with, as for `load_classifier`; None for random ones.
+    """
 
     architecture: str
     options: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "network", _RULES)
@@ -215,14 +222,14 @@ class Recipe:
         sections = ("data", "network", "training", "generated")
         top, tables = read_tables(content, sections if "generated" in content else sections[:3])
         options = tables["network"].pop("options", {})
-        architecture = tables["network"].pop("architecture", None)
+        architecture, start = (tables["network"].pop(key, None) for key in ("architecture", "start"))
         if not isinstance(options, dict) or tables["network"]:
             key = next(iter(tables["network"]), "options")
             raise SpecError(f"network.{key}: options of the architecture belong into the table [network.options].")
         return cls(
             **top,
             data=read_section(DataSettings, "data", tables["data"]),
-            network=NetworkSettings(architecture=architecture, options=options),
+            network=NetworkSettings(architecture=architecture, options=options, start=start),
             training=read_section(TrainingSettings, "training", tables["training"]),
             generated=read_section(GeneratedSettings, "generated", tables["generated"])
             if "generated" in tables
@@ -291,6 +298,7 @@ _RULES: dict[str, Rule] = {
     "data.mean": (each(number(-math.inf, math.inf)), "a list of numbers, one a channel"),
     "data.std": (each(POSITIVE[0]), "a list of numbers above 0, one a channel"),
     "network.architecture": (text, 'a text such as "small-resnet"'),
+    "network.start": (or_none(text), 'a text such as "fmnist-standard"'),
     "training.method": TEXT,
     "training.epochs": WHOLE,
     "training.batch_size": (lambda value: count(value) and value >= 2, "a whole number >= 2"),

@@ -278,11 +278,23 @@ def _card(trainer: Trainer, digest: str) -> Card:
         classes=dataset.classes,
         class_names=dataset.class_names,
         licence=recipe.licence,
-        source=f"robustgen train {recipe.name} (seed {recipe.seed}, torch {torch.__version__}, {trainer.precision})",
+        source=_source(trainer),
         threat=settings.threat if trained else None,
+        sigma=getattr(trainer.method, "sigma", None),
         data=recipe.data.name,
         kind="robust" if trained else "standard",
     )
+
+
+def _source(trainer: Trainer) -> str:
+    """The commands that made it, and with what."""
+    recipe, generated = trainer.recipe, trainer.data.generated
+    made = [source.provenance["command"] for source in generated if "command" in source.provenance]
+    asked = f"robustgen train {recipe.name}"
+    if generated:
+        asked += " --generated " + ",".join(f"{source.path.name}:{source.share:g}" for source in generated)
+    commands = " && ".join([*made, asked])
+    return f"{commands} (seed {recipe.seed}, torch {torch.__version__}, {trainer.precision})"
 
 
 def _epoch_line(trainer: Trainer, line: dict[str, Any]) -> str:

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from robustgen.errors import RobustgenError
-from robustgen.nets import build_network
 from robustgen.precision import has_bfloat16
 from robustgen.ranks import Ranks
 from robustgen.rng import ExampleRng, generator_for
 from robustgen.training.awp import adversarial_weights
 from robustgen.training.data import TrainingData
 from robustgen.training.measure import clean_accuracy, fgsm_accuracy, has_collapsed, measuring, pgd_accuracy
-from robustgen.training.method import Attacked
-from robustgen.training.model import TrainingModel, check_network
+from robustgen.training.method import Attacked, Remade
+from robustgen.training.model import TrainingModel, check_network, make_network
 from robustgen.training.recipe import Recipe, TrainingSettings
 
 __all__ = ["Accuracy", "Trainer", "learning_rate", "resolve_precision"]
@@ -109,7 +108,7 @@ class Trainer:
         self.settings = recipe.training
         self.method = recipe.training.make_method()
         torch.manual_seed(recipe.seed)
-        network = build_network(recipe.network.architecture, **recipe.network.options)
+        network = make_network(recipe.network)
         model = TrainingModel(network, recipe.data.mean, recipe.data.std, precision)
         self.model = model.to(memory_format=torch.channels_last).to(device)
         check_network(self.model, data)
@@ -248,13 +247,10 @@ class Trainer:
 
     def accuracy(self) -> Accuracy:
         """Of the averaged weights, on the validation images, in the precision of the training."""
-        shown = getattr(self.method, "shown", None)
         with measuring(self.average.module) as model:
-            if (
-                shown is not None
-            ):  # made for noise or ablations: what counts is what it says of them, the same each time
+            if isinstance(self.method, Remade):
                 rng = ExampleRng.of(self.recipe.seed, range(len(self.x_validation)))
-                x = shown(self.x_validation, rng)
+                x = self.method.measured_on(self.x_validation, rng)
                 return Accuracy(clean=clean_accuracy(model, x, self.y_validation), pgd=None)
             clean = clean_accuracy(model, self.x_validation, self.y_validation)
             if self.method.threat is None:

@@ -48,14 +48,14 @@ class Ablated:
     def steps(self) -> int:
         return 0
 
-    def shown(self, x: Tensor, rng: ExampleRng) -> Tensor:
-        """x (B, C, H, W) with one part kept, each image at a position of its own."""
+    def measured_on(self, x: Tensor, rng: ExampleRng) -> Tensor:
+        """Images (B, C, H, W) with one part kept, each at a position of its own."""
         ablation = Ablation(kind=self.kind, size=self.size)
         high = torch.full((len(x),), ablation.positions(*x.shape[2:]), device=x.device)
         return ablation.apply(x, rng.below(high, "training-ablation"), self.fill)
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, rng: ExampleRng) -> Attacked:
-        return Attacked(self.shown(x, rng))
+        return Attacked(self.measured_on(x, rng))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, attacked: Attacked) -> Tensor:
         return F.cross_entropy(model(attacked.x), y, label_smoothing=self.label_smoothing)

@@ -15,7 +15,7 @@ from robustgen.threat import ThreatModel
 from robustgen.training.inner import check_attack, frozen_parameters, frozen_statistics
 from robustgen.training.method import Attacked, register_method
 
-__all__ = ["Consistency", "Gaussian", "SmoothAdversarial", "noised"]
+__all__ = ["Consistency", "Gaussian", "MeasuredUnderNoise", "SmoothAdversarial", "noised"]
 
 
 def noised(x: Tensor, sigma: float, draws: int, rng: ExampleRng) -> Tensor:
@@ -24,9 +24,20 @@ def noised(x: Tensor, sigma: float, draws: int, rng: ExampleRng) -> Tensor:
     return torch.cat([x + sigma * one for one in noise])
 
 
+class MeasuredUnderNoise:
+    """For methods made for noise: what counts is what the network says under it, the same noise each time."""
+
+    __slots__ = ()
+    sigma: float
+
+    def measured_on(self, x: Tensor, rng: ExampleRng) -> Tensor:
+        """Images (B, C, H, W) as accuracy on held-out ones is measured."""
+        return noised(x, self.sigma, 1, rng)
+
+
 @register_method("gaussian")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gaussian:
+class Gaussian(MeasuredUnderNoise):
     """Cross-entropy on images with normal noise: what randomized smoothing asks of its base classifier.
 
     Source: Cohen et al. 2019, arXiv:1902.02918, section 3.3.
@@ -47,12 +58,8 @@ class Gaussian:
     def steps(self) -> int:
         return 0
 
-    def shown(self, x: Tensor, rng: ExampleRng) -> Tensor:
-        """x (B, C, H, W) with one noise an image."""
-        return noised(x, self.sigma, 1, rng)
-
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, rng: ExampleRng) -> Attacked:
-        return Attacked(self.shown(x, rng))
+        return Attacked(noised(x, self.sigma, 1, rng))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, attacked: Attacked) -> Tensor:
         return F.cross_entropy(model(attacked.x), y, label_smoothing=self.label_smoothing)
@@ -63,7 +70,7 @@ class Gaussian:
 
 @register_method("consistency")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Consistency:
+class Consistency(MeasuredUnderNoise):
     """Cross-entropy on noised images, plus how far single draws are from their mean, plus the entropy of the mean.
 
     mean_i CE(p_i, y) + weight mean_i KL(p || p_i) + entropy H(p), with p = mean_i p_i over `draws` noises.
@@ -95,10 +102,6 @@ class Consistency:
     def steps(self) -> int:
         return 0
 
-    def shown(self, x: Tensor, rng: ExampleRng) -> Tensor:
-        """x (B, C, H, W) with one noise an image."""
-        return noised(x, self.sigma, 1, rng)
-
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, rng: ExampleRng) -> Attacked:
         return Attacked(noised(x, self.sigma, self.draws, rng))
 
@@ -119,7 +122,7 @@ class Consistency:
 
 @register_method("smoothadv")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SmoothAdversarial:
+class SmoothAdversarial(MeasuredUnderNoise):
     """Cross-entropy on noised images around the point that is worst for the smoothed network.
 
     The attack ascends -log of the mean probability of the label over `draws` noises, the same in every step; the loss
@@ -145,10 +148,6 @@ class SmoothAdversarial:
         check_attack("smoothadv", self.threat, self.steps, self.rel_step)
         check_value("training.sigma", self.sigma, POSITIVE)
         check_value("training.draws", self.draws, WHOLE)
-
-    def shown(self, x: Tensor, rng: ExampleRng) -> Tensor:
-        """x (B, C, H, W) with one noise an image."""
-        return noised(x, self.sigma, 1, rng)
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, rng: ExampleRng) -> Attacked:
         noise = noised(torch.zeros_like(x), self.sigma, self.draws, rng)

@@ -1,0 +1,43 @@
+"""The blocks of docs/certification.md."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from robustgen.benchmarks.tables import load_result, markdown_table, source
+
+__all__ = ["certify_replay", "certify_speed"]
+
+
+def certify_replay() -> str:
+    """Draws saved and certificates lost on published logs."""
+    result = load_result("certify_replay")
+    rows = [
+        (
+            row["log"], row["profile"], f"{row['draws']:,.0f}", f"{row['fewer']:.1f} x",
+            f"{statistics.mean(row['lost']):.2f}", f"{max(row['lost']):.2f}", f"{row['false_certificates']:.1e}",
+        )
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ("log", "profile", "draws an image", "fewer than 100,100", "points lost, mean over radii", "at most",
+              "false certificates")  # fmt: skip
+    return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"
+
+
+def certify_speed() -> str:
+    """Wall time against the reference algorithm in plain float32."""
+    result = load_result("speed-certify")
+    rows = [_side(method, result[method]) for method in ("fixed", "anytime")]
+    header = ("method", "draws an image", "seconds, ours", "seconds, plain loop", "ratio [min, max]")
+    few, many = result["memory_mib"].values()
+    memory = f"Peak memory: {few:,.0f} MiB at 1,000 draws, {many:,.0f} MiB at 100,000."
+    form = f"Ours in the form that was fastest here, {result['form']}."
+    return f"{markdown_table(header, rows)}\n\n{result['what']}. {form} {memory} {source(result)}"
+
+
+def _side(method: str, side: dict[str, Any]) -> tuple[str, ...]:
+    mine, theirs = (statistics.median(side[key]) for key in ("ours", "theirs"))
+    ratio = side["ratio"]
+    shown = f"{ratio['median']:.1f} [{ratio['min']:.1f}, {ratio['max']:.1f}]"
+    return method, f"{side['draws']:,.0f}", f"{mine:.1f}", f"{theirs:.1f}", shown

@@ -1,0 +1,254 @@
+"""What a certification leaves: its specification, one line a certificate, and the totals that follow from the lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustgen.certify.certify import Certificate
+from robustgen.certify.design import Design, make_design
+from robustgen.certify.logs import CertificationLog, read_log
+from robustgen.certify.noise import GridNoise
+from robustgen.certify.report import measured
+from robustgen.errors import RecordError, SpecError
+from robustgen.fields import POSITIVE, SEED, TEXT, WHOLE, Rule, check_value, each, number
+from robustgen.spec import Spec
+
+__all__ = [
+    "Certification", "CertificationSpec", "as_log", "gather_logs", "holds_certification", "load_certification",
+    "read_certificates", "read_object", "read_spec", "summarise",
+]  # fmt: skip
+
+JOURNAL = "certificates.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificationSpec(Spec):
+    """A certification to be made; two with the same identity give the same certificates.
+
+    Attributes:
+        classifier, weights_sha256: what is smoothed, with its denoiser where there is one.
+        data, data_sha256, ids: the examples.
+        noise, sigma, bits: see `GridNoise`.
+        method, profile, radii, samples, selection, alpha: see `make_design` and `certify`.
+        seed: of all noise.
+        precision: form of the certified function.
+        schema: of this file.
+    """
+
+    classifier: str
+    weights_sha256: str
+    data: str
+    data_sha256: str
+    ids: str
+    noise: str
+    sigma: float
+    bits: int
+    method: str
+    profile: str
+    radii: tuple[float, ...]
+    samples: int
+    selection: int
+    alpha: float
+    seed: int
+    precision: str
+    schema: int = 1
+
+    @classmethod
+    def from_json(cls, table: Any, source: str) -> CertificationSpec:
+        """Read a spec.json; see `Spec.from_json`."""
+        spec = super(CertificationSpec, cls).from_json(table, source)
+        try:
+            for name, rule in _RULES.items():
+                check_value(name, getattr(spec, name), rule)
+        except SpecError as error:
+            raise RecordError(f"{source}: {error}") from None
+        return spec
+
+    @classmethod
+    def kind(cls) -> str:
+        """How messages call it."""
+        return "certification"
+
+    @property
+    def norm(self) -> str:
+        """Of the radii: normal noise certifies in L2, the others in L1."""
+        return "l2" if self.noise == "normal" else "l1"
+
+    def design(self, pixels: int) -> Design:
+        """Looks and boundaries for images of so many pixels."""
+        return make_design(
+            self.method, radii=self.radii, noise=self.grid_noise(), pixels=pixels, samples=self.samples,
+            alpha=self.alpha, profile=self.profile,
+        )  # fmt: skip
+
+    def grid_noise(self) -> GridNoise:
+        """The noise."""
+        return GridNoise(self.sigma, self.noise, self.bits)
+
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("classifier", "weights_sha256", "data", "data_sha256", "ids", "noise", "method"), TEXT),
+    "profile": TEXT, "precision": TEXT, "sigma": POSITIVE, "bits": WHOLE, "samples": WHOLE, "selection": WHOLE,
+    "alpha": (number(0, 1, open_low=True), "a number in (0, 1)"), "seed": SEED,
+    "radii": (each(number(0, math.inf)), "a list of numbers >= 0"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certification:
+    """A finished certification as its folder tells it; nothing is checked but that it can be read."""
+
+    folder: Path
+    spec: CertificationSpec
+    record: dict[str, Any]
+    certificates: list[Certificate]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        channels, height, width = self.record["shape"]
+        return channels, height, width
+
+    @property
+    def pixels(self) -> int:
+        """Of an image, channels included."""
+        return math.prod(self.shape)
+
+    def log(self, name: str | None = None) -> CertificationLog:
+        """Its certificates, in the form that tables are made from."""
+        spec = self.spec
+        return as_log(
+            self.certificates, name or f"{spec.classifier}, {spec.noise} {spec.sigma:g}", norm=spec.norm,
+            pixels=self.pixels,
+        )  # fmt: skip
+
+
+def holds_certification(folder: Path) -> bool:
+    """Whether a run folder is one of `robustgen certify`, finished or not."""
+    path = folder / "spec.json"
+    return path.is_file() and {"noise", "sigma"} <= read_object(path).keys()
+
+
+def load_certification(folder: Path) -> Certification:
+    """A finished certification.
+
+    Raises:
+        RecordError: there is none, it is not finished, or a file of it cannot be read.
+    """
+    if not holds_certification(folder):
+        raise RecordError(f"{folder} is not the folder of a certification, which `robustgen certify` leaves.")
+    spec, path = read_spec(folder), folder / "record.json"
+    if not path.is_file():
+        raise RecordError(
+            f"{folder} is an unfinished certification; the same certify command goes on with it (no record.json)."
+        )
+    record = read_object(path)
+    if record.get("schema") != 1:
+        raise RecordError(f"{path} has schema {record.get('schema')}, expected 1.")
+    shape = record.get("shape")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise RecordError(f"{path}: expected the shape of the images, such as [1, 28, 28], got {shape}.")
+    return Certification(folder=folder, spec=spec, record=record, certificates=read_certificates(folder))
+
+
+def read_spec(folder: Path) -> CertificationSpec:
+    """The specification in a folder.
+
+    Raises:
+        RecordError: it cannot be read, or is that of something else.
+    """
+    path = folder / "spec.json"
+    return CertificationSpec.from_json(read_object(path), str(path))
+
+
+def read_certificates(folder: Path) -> list[Certificate]:
+    """The lines of a finished certification, in their order.
+
+    Raises:
+        RecordError: no such file, or a line that cannot be read; its number is named.
+    """
+    path = folder / JOURNAL
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} cannot be read: {error}.") from None
+    return parse_lines(text, path)
+
+
+def parse_lines(text: str, path: Path) -> list[Certificate]:
+    """Certificates, one a line.
+
+    Raises:
+        RecordError: a line that cannot be read; its number is named.
+    """
+    found = []
+    for place, line in enumerate(text.splitlines(), 1):
+        try:
+            found.append(Certificate.from_line(line))
+        except (ValueError, TypeError, SpecError) as error:
+            raise RecordError(f"{path}, line {place}, cannot be read: {error}") from None
+    return found
+
+
+def summarise(
+    spec: CertificationSpec, found: Sequence[Certificate], shape: tuple[int, ...]
+) -> dict[str, Any]:  # fmt: skip
+    """What record.json says of the certificates; `journal_sha256` is over their lines, seconds left out.
+
+    Args:
+        spec: what was asked.
+        found: the certificates, in the order of their ids.
+        shape: (C, H, W) of the images.
+    """
+    log = as_log(found, spec.classifier, norm=spec.norm, pixels=math.prod(shape))
+    (row,) = measured([log], spec.radii)["rows"]
+    lines = "\n".join(replace(one, seconds=None).line() for one in found)
+    return {
+        **{key: row[key] for key in ("n", "certified", "acr", "abstained", "norm", "linf")},
+        "samples": sum(one.samples for one in found), "shape": list(shape),
+        "journal_sha256": hashlib.sha256(lines.encode()).hexdigest(),
+    }  # fmt: skip
+
+
+def as_log(
+    found: Sequence[Certificate], name: str, *, norm: str | None = None, pixels: int | None = None
+) -> CertificationLog:  # fmt: skip
+    """Certificates in the form that tables are made from."""
+    ids, label, predict = (
+        np.array([getattr(one, key) for one in found], dtype=np.int64) for key in ("id", "label", "predict")
+    )
+    seconds = np.array([np.nan if one.seconds is None else one.seconds for one in found])
+    return CertificationLog(name, ids, label, predict, np.array([one.radius for one in found]), seconds, norm, pixels)
+
+
+def gather_logs(paths: Sequence[Path], *, pixels: int | None = None) -> list[CertificationLog]:
+    """Logs of both kinds: folders of `robustgen certify`, and files of the field.
+
+    Args:
+        paths: folders and files.
+        pixels: of the images behind files, channels included, or None.
+    """
+    return [load_certification(path).log() if path.is_dir() else read_log(path, pixels=pixels) for path in paths]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        RecordError: it cannot be read, or holds something else.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(held, dict):
+        raise RecordError(f"{path}: expected a JSON object, got {type(held).__name__}.")
+    return held
