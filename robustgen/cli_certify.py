@@ -87,41 +87,46 @@ def certify_command(
 def certify_patches_command(
     classifier: Annotated[str, typer.Argument(help="As in `robustgen eval`.")] = "fmnist-standard",
     patch: Annotated[str, typer.Option(help="Sides of square patches in pixels, with commas.")] = "2,4,6",
-    per_axis: Annotated[int, typer.Option(help="Masks an axis; more of them cover less of the image each.")] = 6,
+    method: Annotated[str, typer.Option(help="masks: PatchCleanser; band or block: votes over ablations.")] = "masks",
+    per_axis: Annotated[int, typer.Option(help="Of masks: how many an axis; more cover less of the image each.")] = 6,
+    axis: Annotated[str, typer.Option(help="Of band: columns or rows are kept.")] = "columns",
+    size: Annotated[int, typer.Option(help="Of band and block: pixels that are kept along an axis.")] = 4,
+    theta: Annotated[float, typer.Option(help="Of band and block: a class of this probability gets a vote.")] = 0.3,
+    fill: Annotated[
+        float | None, typer.Option(help="Of band and block: what ablated pixels are (default: unknown, or 0).")
+    ] = None,
     data: Annotated[str, typer.Option(help="Data set by name, folder:PATH or npz:PATH.")] = "fmnist-test-1k",
     n: Annotated[int, typer.Option("--n", "-n", help="The first N examples.")] = 200,
+    weights: Weights = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Certify against adversarial patches by double masking (PatchCleanser): exact, for every content and place.
+    """Certify against adversarial patches, exactly: for every content and place of the patch.
 
-    Example -
+    Double masking (PatchCleanser) takes any classifier, votes over ablations one trained by method "ablation".
+
+    Examples -
 
       robustgen certify-patches fmnist-standard --patch 2,4 -n 100
+
+      robustgen certify-patches trained/fmnist-ablation/fmnist-ablation.json --method band --patch 2,4
     """
-    from robustgen.certify.patchcleanser import measure_patches
+    from robustgen.certify.patches import PatchRequest, measure_patches, patch_lines
     from robustgen.environment import tune_process
     from robustgen.errors import SpecError
 
     try:
-        sides = [int(part) for part in patch.split(",")]
+        sides = tuple(int(part) for part in patch.split(","))
     except ValueError:
         raise SpecError(f"--patch must be sides in pixels with commas, such as 2,4,6, got '{patch}'.") from None
     tune_process()
-    found = measure_patches(
-        classifier, sides, data=data, data_dir=data_dir, n=n, per_axis=per_axis, device=device
+    request = PatchRequest(
+        classifier=classifier, patches=sides, method=method, per_axis=per_axis, axis=axis, size=size, theta=theta,
+        fill=fill, data=data, n=n, weights=weights, data_dir=data_dir,
     )  # fmt: skip
-    if json_:
-        print(json.dumps(found))
-        return
-    print(f"{found['classifier']}, {found['n']} images, right without masks: {100 * found['clean']['value']:.1f} %")
-    for row in found["rows"]:
-        told = ", ".join(
-            f"{key} {100 * row[key]['value']:.1f} % [{100 * row[key]['low']:.1f}, {100 * row[key]['high']:.1f}]"
-            for key in ("clean", "certified")
-        )
-        print(f"patch {row['patch']} x {row['patch']}, {row['masks']} masks: {told}")
+    found = with_progress(lambda progress: measure_patches(request, device=device, progress=progress), silent=json_)
+    print(json.dumps(found) if json_ else "\n".join(patch_lines(found)))
 
 
 @app.command("certify-report")

@@ -17,7 +17,7 @@ from robustgen.registry import Registry
 __all__ = ["ARCHITECTURES", "TORCHVISION", "SmallResNet", "WideResNet", "build_network", "input_layer"]
 
 ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry(
-    "architecture", modules=("robustgen.decoys", "robustgen.published_nets")
+    "architecture", modules=("robustgen.ablation", "robustgen.decoys", "robustgen.published_nets")
 )
 TORCHVISION = "torchvision:"  # prefix of the architectures that torchvision builds
 

@@ -9,21 +9,14 @@ content and place of the patch, where all two-mask predictions on the clean imag
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from robustgen.classifiers import check_classifier, load_classifier
-from robustgen.data import load_data, parse_ids
-from robustgen.environment import pick_device
 from robustgen.errors import SpecError
-from robustgen.statistics import proportion
 
-__all__ = ["MaskSet", "certify_patches", "double_masking", "mask_set", "measure_patches"]
+__all__ = ["MaskSet", "certify_patches", "double_masking", "mask_set"]
 
 
 @dataclass(frozen=True)
@@ -110,36 +103,3 @@ def _answer(classifier: nn.Module, image: Tensor, keep: Tensor) -> int:
         if bool((twice == single[k]).all()):
             return int(single[k])
     return majority
-
-
-def measure_patches(
-    classifier: str, patches: Sequence[int], *, data: str, data_dir: Path | None, n: int, per_axis: int, device: str
-) -> dict[str, Any]:
-    """Certified accuracy against the side of the patch, beside the accuracy of double masking on clean images.
-
-    Args:
-        classifier, data, data_dir, n, device: as in `robustgen eval`.
-        patches: sides.
-        per_axis: masks an axis.
-
-    Raises:
-        SpecError, ArtifactError: a wrong request.
-    """
-    dataset, where = load_data(data, data_dir=data_dir), pick_device(device)
-    ids = parse_ids(None, n, len(dataset), dataset.name)
-    sets = [mask_set(*dataset.shape[1:], patch, per_axis) for patch in patches]
-    model = load_classifier(classifier, shape=dataset.shape).to(where)
-    x, y = (part.to(where) for part in dataset.batch(ids))
-    check_classifier(model, x[:64], y)
-    with torch.no_grad():
-        clean = int((model(x).argmax(1) == y).sum())
-    rows = []
-    for masks in sets:
-        parts = zip(x.split(50), y.split(50), strict=True)
-        certified = sum(int(certify_patches(model, a, b, masks).sum()) for a, b in parts)
-        right = int((double_masking(model, x, masks) == y).sum())
-        rows.append({
-            "patch": masks.patch, "masks": len(masks.keep), "clean": asdict(proportion(right, len(ids))),
-            "certified": asdict(proportion(certified, len(ids))),
-        })  # fmt: skip
-    return {"classifier": classifier, "n": len(ids), "clean": asdict(proportion(clean, len(ids))), "rows": rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from robustgen.registry import Registry
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 
-__all__ = ["METHODS", "Attacked", "Method", "make_method", "register_method"]
+__all__ = ["METHODS", "Attacked", "Method", "Remade", "make_method", "register_method"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,14 @@ class Method(Protocol):
 
     def stronger(self) -> Self:
         """The same with an attack of one more step."""
+
+
+@runtime_checkable
+class Remade(Protocol):
+    """A method made for images that are changed at random, noised or ablated: it is by these that it is measured."""
+
+    def measured_on(self, x: Tensor, rng: ExampleRng) -> Tensor:
+        """Images (B, C, H, W) as accuracy on held-out ones is measured."""
 
 
 METHODS: Registry[Any] = Registry("method", "robustgen.training.methods")

@@ -19,8 +19,7 @@ from robustgen.rng import ExampleRng, generator_for
 from robustgen.training.awp import adversarial_weights
 from robustgen.training.data import TrainingData
 from robustgen.training.measure import clean_accuracy, fgsm_accuracy, has_collapsed, measuring, pgd_accuracy
-from robustgen.training.method import Attacked
-from robustgen.training.methods.noise import MeasuredUnderNoise
+from robustgen.training.method import Attacked, Remade
 from robustgen.training.model import TrainingModel, check_network, make_network
 from robustgen.training.recipe import Recipe, TrainingSettings
 
@@ -249,7 +248,7 @@ class Trainer:
     def accuracy(self) -> Accuracy:
         """Of the averaged weights, on the validation images, in the precision of the training."""
         with measuring(self.average.module) as model:
-            if isinstance(self.method, MeasuredUnderNoise):
+            if isinstance(self.method, Remade):
                 rng = ExampleRng.of(self.recipe.seed, range(len(self.x_validation)))
                 x = self.method.measured_on(self.x_validation, rng)
                 return Accuracy(clean=clean_accuracy(model, x, self.y_validation), pgd=None)
