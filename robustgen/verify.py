@@ -102,7 +102,7 @@ class _Check:
 
     def __init__(self, run: Path, record: RunRecord, examples: Sequence[ExampleRecord]) -> None:
         self.run, self.record, self.examples = run, record, examples
-        self.threats = {str(threat): threat for threat in ThreatModel.parse_all(record.spec["threat"])}
+        self.threats = {str(threat): threat for threat in ThreatModel.parse_all(record.spec["threat"], bare=True)}
         self.votes = VOTES if "randomised" in record.flags else 1
         self.checked: list[str] = []
         self.wrong: list[str] = []
