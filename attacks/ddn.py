@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.base import QueryModel, State, start_again
-from robustgen.attacks.losses import CE
+from robustgen.attacks.losses import CE, Loss
 from robustgen.errors import SpecError
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
@@ -44,6 +44,7 @@ class DDN:
     restarts: int = 1
     gamma: float = 0.05  # share by which the radius changes in a step
     radius: float = 1.0  # epsilon_0, in L2 over pixels of [0, 1]
+    loss: Loss = CE()
     nearest_in: ClassVar[tuple[Norm, ...]] = ("l2",)
     takes_eps: ClassVar[bool] = False
 
@@ -66,7 +67,7 @@ class DDN:
     def step(self, oracle: QueryModel, s: State) -> DDNState:
         """Lines 5 to 13: query x + delta, move delta along the gradient, and put it on the sphere of the next radius."""
         assert isinstance(s, DDNState)
-        query = oracle.grad(s.x_next, s.y, CE())
+        query = oracle.grad(s.x_next, s.y, self.loss)
         alpha = 0.01 + 0.99 * (1 + torch.cos(math.pi * s.i / self.steps)) / 2
         g = query.grad / per_row(norm_of(query.grad, "l2").clamp(min=_TINY), s.x)
         delta = s.x_next - s.x + per_row(alpha, s.x) * g

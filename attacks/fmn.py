@@ -54,8 +54,8 @@ class FMN:
     is `first_step` eps long at first and follows the steepest direction of the norm over the pixels that can move (the
     paper: the gradient of unit L2 norm); the radius starts to change by 20 % (the paper: 5 %), since few steps are
     taken; it never falls below eps, since a point inside ends the attack. Norms Linf, L2, L1.
-    Without an eps: the paper's start, step and radius, but for the first change of 20 %; restarts after the first begin
-    at random. In L0, also there, pixels are counted and kept, not values of channels.
+    Without an eps: the paper's start, step and radius, but for the first change of 20 %, by which the tangent distance
+    is enlarged too; restarts after the first begin at random. In L0 pixels are counted, not values of channels.
     """
 
     steps: int = 40
@@ -130,7 +130,10 @@ def _resize(s: FMNState, query: Query, gamma: Tensor) -> tuple[Tensor, Tensor]:
     if s.threat.norm == "l0":
         return best, _resize_l0(s, wrong, best, gamma)
     to_boundary = (-query.loss).clamp(min=0) / (norm_of(query.grad, _DUAL[s.threat.norm]) + _TINY)
-    grown = torch.where(best.isfinite(), s.radius * (1 + gamma), length + to_boundary)
+    tangent = length + to_boundary
+    if not s.threat.bounded:
+        tangent = tangent * (1 + gamma)  # a little beyond: on the boundary itself nothing is misclassified
+    grown = torch.where(best.isfinite(), s.radius * (1 + gamma), tangent)
     shrunk = torch.minimum(torch.where(s.radius.isfinite(), s.radius, length) * (1 - gamma), best)
     return best, torch.where(wrong, shrunk, grown)
 

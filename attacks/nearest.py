@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from robustgen.attacks.base import Attack, MinimumNorm
 from robustgen.attacks.ddn import DDN
+from robustgen.attacks.deepfool import DeepFool
+from robustgen.attacks.fab import FABT
 from robustgen.attacks.fmn import FMN
 from robustgen.attacks.plans import Near, Plan, Rung
+from robustgen.attacks.sigma_zero import SigmaZero
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import ATTACKS, register_plan
 from robustgen.threat import ThreatModel
@@ -18,7 +21,7 @@ REPORTS = ("accuracy", "distance")
 @register_plan("nearest")
 def nearest(threat: ThreatModel) -> Plan:
     """The minimum-norm attacks of this norm, for `--report distance`: each on all examples, the nearest of all counts."""
-    attacks: tuple[Attack, ...] = (FMN(steps=200), DDN())
+    attacks: tuple[Attack, ...] = (DeepFool(), FMN(steps=200), DDN(), FABT(), SigmaZero())
     kept = tuple(a for a in attacks if isinstance(a, MinimumNorm) and threat.norm in a.nearest_in)
     return Plan("nearest", 1, kept, individual=True)
 

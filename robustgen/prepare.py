@@ -150,7 +150,9 @@ def prepare(
     stem = f"{_slug(dataset.name)}-{_slug(classifier.card.name)}"
     recorded = _recorded_precision(spec, out, stem) if request.precision == "auto" else None
     ranks.agree(spec)
-    search, notes = _shared_form(classifier, x, y, recorded or request.precision, ranks)
+    search, notes = _shared_form(
+        classifier, x, y, recorded or request.precision, ranks, exact=not threats[0].bounded
+    )
     spec = replace(spec, precision=str(search.form))
     return Job(
         spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
@@ -207,10 +209,10 @@ def _with_start(plan: Plan, start: Adversarials | None) -> Plan:
 
 
 def _shared_form(
-    classifier: Classifier, x: Tensor, y: Tensor, request: str, ranks: Ranks
+    classifier: Classifier, x: Tensor, y: Tensor, request: str, ranks: Ranks, *, exact: bool
 ) -> tuple[SearchModel, list[str]]:
     """What `choose_form` says on rank 0, whose timing the others do not disturb."""
-    chosen = choose_form(classifier, x, y, request) if ranks.first else None
+    chosen = choose_form(classifier, x, y, request, exact=exact) if ranks.first else None
     form = ranks.from_first(None if chosen is None else str(chosen[0].form))
     return chosen or choose_form(classifier, x, y, str(form))
 

@@ -88,8 +88,9 @@ def stochastic_rows(score: StochasticScore) -> list[tuple[str, str]]:
 
 def _attack_table(record: RunRecord) -> list[tuple[str, ...]]:
     """Header, a row an attack and the totals; what an attack leaves when run alone only where that was measured."""
-    n, alone = record.n, any(a.robust_accuracy is not None for a in record.attacks)
-    table = [("attack", "broke", *(("robust alone",) if alone else ()), *_COSTS)]
+    n, free = record.n, record.nearest is not None
+    alone = not free and any(a.robust_accuracy is not None for a in record.attacks)
+    table = [("attack", "nearest" if free else "broke", *(("robust alone",) if alone else ()), *_COSTS)]
     for a in record.attacks:
         own = ("-" if a.robust_accuracy is None else str(a.robust_accuracy),) if alone else ()
         costs = (f"{a.forwards / n:.1f}", f"{a.backwards / n:.1f}", f"{a.seconds:.1f}")

@@ -228,7 +228,7 @@ def _example(norm: Norm) -> str:
 def _keep_pixels(x: Tensor, z: Tensor, count: float | Tensor) -> Tensor:
     """z where it moved the `count` (B, 1, 1, 1) pixels of x that it moved most, x elsewhere; equals in order of place."""
     moved = (z - x).square().sum(1).flatten(1)
-    rank = moved.argsort(1, descending=True, stable=True).argsort(1).reshape(len(x), 1, *x.shape[2:])
+    rank = moved.argsort(dim=1, descending=True, stable=True).argsort(dim=1).reshape(len(x), 1, *x.shape[2:])
     return torch.where(rank < count, z, x)
 
 
