@@ -97,6 +97,10 @@ class State(Rows):
         idle = torch.zeros_like(y)
         return cls(x=x, y=y, threat=threat, rng=rng, i=idle, x_adv=x, logits=x.new_zeros(len(x), 1), **own)
 
+    def ended(self, rounds: int) -> Tensor:
+        """(B,) bool: rows whose restart is over, of so many rounds at most; an attack may end one sooner."""
+        return self.i >= rounds
+
     def begin_at(self, points: Tensor, known: Tensor) -> Self:
         """The same rows with these points (B, C, H, W) as the first ones, where they are known (B,) bool.
 

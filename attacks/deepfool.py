@@ -26,12 +26,17 @@ _BEYOND = 1e-4  # so much further than the boundary, which clipped steps would c
 class DeepFoolState(State):
     """`x_next` (B, C, H, W) is queried by the next round; `r` is the sum of the steps r_i, without overshoot.
 
-    `targets` (B, M) int64: the classes whose boundaries are looked at.
+    `targets` (B, M) int64: the classes whose boundaries are looked at; `crossed` (B,) bool: the last point is beyond one.
     """
 
     x_next: Tensor
     r: Tensor
     targets: Tensor
+    crossed: Tensor
+
+    def ended(self, rounds: int) -> Tensor:
+        """(B,) bool: also at the first success."""
+        return self.crossed | (self.i >= rounds)
 
 
 @register_attack("deepfool")
@@ -67,13 +72,12 @@ class DeepFool:
         ranked = ranked_classes(oracle.logits(x), y)[:, : self.classes]
         targets = ranked if ranked.shape[1] else y[:, None]
         start = start_again(x, rng)
-        return DeepFoolState.start(x, y, threat, rng, x_next=start, r=start - x, targets=targets)
+        return DeepFoolState.start(x, y, threat, rng, x_next=start, r=start - x, targets=targets, crossed=y < 0)
 
     def step(self, oracle: QueryModel, s: State) -> DeepFoolState:
         """Lines 3 to 10: the nearest of the linearised boundaries, and the step to it; none after a success."""
         assert isinstance(s, DeepFoolState)
         plane = _nearest_plane(oracle, s)
-        wrong = plane.logits.argmax(1) != s.y
         r = s.r + _step_across(-plane.loss, plane.grad, s.threat.norm)
         return replace(
             s,
@@ -81,7 +85,8 @@ class DeepFool:
             logits=plane.logits,
             r=r,
             x_next=(s.x + (1 + self.overshoot) * r).clamp(0, 1),
-            i=torch.where(wrong, self.rounds, s.i + 1),
+            crossed=plane.logits.argmax(1) != s.y,
+            i=s.i + 1,
         )
 
 

@@ -12,12 +12,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from robustgen.errors import SpecError
 from robustgen.statistics import dkw_margin
 
 if TYPE_CHECKING:
-    from robustgen.record import ExampleRecord
+    from pathlib import Path
 
-__all__ = ["CurvePoint", "DistanceSummary", "NearestSummary", "accuracy_curve", "nearest_of", "summarise_distances"]
+    from robustgen.record import ExampleRecord, RunRecord
+
+__all__ = [
+    "CurvePoint",
+    "DistanceSummary",
+    "NearestSummary",
+    "accuracy_curve",
+    "nearest_of",
+    "refuse_distances",
+    "summarise_distances",
+]
 
 _POINTS = 200  # of a curve, at most; one that has more examples keeps every so many
 
@@ -90,6 +101,19 @@ def summarise_distances(
 def nearest_of(example: ExampleRecord) -> float:
     """Distance of the nearest adversarial image found: 0 where it is misclassified, infinite where there is none."""
     return 0.0 if example.broken_by == "clean" else min((example.distances or {}).values(), default=math.inf)
+
+
+def refuse_distances(run: Path, record: RunRecord, command: str) -> None:
+    """For a command that needs verdicts inside an eps.
+
+    Raises:
+        SpecError: the run holds distances.
+    """
+    if record.nearest is not None:
+        raise SpecError(
+            f"{run} holds distances and no verdicts inside an eps, which robustgen {command} needs; type robustgen plot "
+            f"{run}, or evaluate again without --report distance."
+        )
 
 
 def accuracy_curve(distances: Sequence[float]) -> tuple[CurvePoint, ...]:

@@ -221,9 +221,9 @@ def _settle(
     """
     s = rows.state
     ill = ~s.logits.isfinite().all(1)
-    silent = ill | (s.i < attack.rounds) if only_last else ill
+    silent = ill | ~s.ended(attack.rounds) if only_last else ill
     broken = _judge_candidates(rows, judge, _measure(rows, judge.threat, silent), finish, found)
-    done = (s.i >= attack.rounds).cpu() & ~broken & ~ill.cpu()
+    done = s.ended(attack.rounds).cpu() & ~broken & ~ill.cpu()
     for row in ill.nonzero().flatten().tolist():
         finish(_last(rows, row, found, "the model's output is not finite (NaN or infinity)"))
     for row in done.nonzero().flatten().tolist():

@@ -9,6 +9,7 @@ import torch
 
 from robustgen.adversarials import Adversarials, read_tensor
 from robustgen.attacks.replay import Replay
+from robustgen.distances import refuse_distances
 from robustgen.durable import disk_errors, write_json
 from robustgen.errors import SpecError, unknown_name
 from robustgen.evaluation import run_job
@@ -41,6 +42,7 @@ def export_run(run: Path, form: str, out: Path, *, data_dir: Path | None = None)
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
     opened = open_run(run, data_dir)
+    refuse_distances(run, opened.record, "export")
     if len(opened.threats) > 1:
         raise SpecError(f"{run} has several threat models, RobustBench knows one; evaluate with one --threat.")
     images, _ = opened.dataset.batch(opened.ids)
