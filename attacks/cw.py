@@ -19,7 +19,7 @@ from robustgen.threat import Norm, ThreatModel, per_row
 __all__ = ["CW", "CWState"]
 
 _BETA1, _BETA2, _ADAM = 0.9, 0.999, 1e-8  # Adam's own
-_INSIDE = 1 - 1e-6  # how far towards the walls of [0, 1] an image may begin, where tanh has no inverse
+_INSIDE = 0.999  # how far towards the walls of [0, 1] an image may begin, where tanh has no inverse
 _ROUNDS = 2**14  # streams of a round are told apart below this
 
 
@@ -46,16 +46,17 @@ class CW:
     """min ||x' - x||^2 + c f(x') over w with x' = (tanh w + 1) / 2, by Adam, and binary search for c.
 
     Source: Carlini & Wagner 2017, arXiv:1608.04644, sections V.B (f_6, kappa = 0) and VI.A; untargeted, with the
-    initial c and the search of the authors' code.
-    Differs: 200 steps for each c, from 0.01 down to 0 by a cosine (the paper: 10,000 of 0.01), and no early end. Restarts after the first begin
-    at random, up to a tenth away in every value.
+    search for c of the authors' code.
+    Differs: for few queries c begins at 1 (their code: 0.001), with 200 steps for each from 0.05 down to 0 by a cosine
+    (10,000 of 0.01), no early end, and 0.999 in place of 0.999999 where an image meets the walls, beyond which steps of
+    w do nothing. Restarts after the first begin at random, up to a tenth away in every value.
     """
 
     steps: int = 200  # for each c
     searches: int = 9
     restarts: int = 1
-    rate: float = 0.01
-    c: float = 0.001  # the first
+    rate: float = 0.05
+    c: float = 1.0  # the first
     nearest_in: ClassVar[tuple[Norm, ...]] = ("l2",)
     takes_eps: ClassVar[bool] = False
 

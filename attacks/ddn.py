@@ -65,7 +65,7 @@ class DDN:
         return DDNState.start(x, y, threat, rng, x_next=start_again(x, rng), radius=radius)
 
     def step(self, oracle: QueryModel, s: State) -> DDNState:
-        """Lines 5 to 13: query x + delta, move delta along the gradient, and put it on the sphere of the next radius."""
+        """Lines 5 to 13: query x + delta, move delta along the gradient, put it on the sphere of the next radius."""
         assert isinstance(s, DDNState)
         query = oracle.grad(s.x_next, s.y, self.loss)
         alpha = 0.01 + 0.99 * (1 + torch.cos(math.pi * s.i / self.steps)) / 2

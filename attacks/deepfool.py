@@ -1,8 +1,9 @@
-"""DeepFool: straight to the nearest boundary of the classifier linearised where it stands, again until it is crossed."""
+"""DeepFool: straight to the nearest boundary of the classifier as it is linearised, again until it is crossed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -26,7 +27,7 @@ _BEYOND = 1e-4  # so much further than the boundary, which clipped steps would c
 class DeepFoolState(State):
     """`x_next` (B, C, H, W) is queried by the next round; `r` is the sum of the steps r_i, without overshoot.
 
-    `targets` (B, M) int64: the classes whose boundaries are looked at; `crossed` (B,) bool: the last point is beyond one.
+    `targets` (B, M) int64: the classes whose boundaries are looked at; `crossed` (B,) bool: the last point is beyond.
     """
 
     x_next: Tensor
@@ -47,7 +48,8 @@ class DeepFool:
     Source: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, Algorithm 2 with eqs. (8) and (9); section 3.3 for Linf.
     Differs: only the boundaries to the classes with the largest logits at x are looked at, and the classifier is
     linearised at the overshot point, and every step goes 0.0001 further, all as in the authors' code; every point is
-    clipped to [0, 1]. It ends at the first success. Restarts after the first begin at random, up to a tenth away in every value.
+    clipped to [0, 1]. It ends at the first success. Restarts after the first begin at random,
+    up to a tenth away in every value.
     """
 
     steps: int = 50
@@ -95,7 +97,7 @@ def _nearest_plane(oracle: QueryModel, s: DeepFoolState) -> Query:
     dual = _DUAL[s.threat.norm]
     best, least = None, torch.zeros(())
     for target in s.targets.unbind(1):
-        query = oracle.grad(s.x_next, s.y, lambda logits, y, target=target: TargetedMargin()(logits, y, target))  # type: ignore[misc]
+        query = oracle.grad(s.x_next, s.y, partial(TargetedMargin(), target=target))
         distance = query.loss.abs() / (norm_of(query.grad, dual) + _TINY)
         if best is None:
             best, least = query, distance

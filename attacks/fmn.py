@@ -55,7 +55,8 @@ class FMN:
     paper: the gradient of unit L2 norm); the radius starts to change by 20 % (the paper: 5 %), since few steps are
     taken; it never falls below eps, since a point inside ends the attack. Norms Linf, L2, L1.
     Without an eps: the paper's start, step and radius, but for the first change of 20 %, by which the tangent distance
-    is enlarged too, and the signs of the gradient in Linf; restarts after the first begin at random. In L0 pixels are counted, not values of channels.
+    is enlarged too, and the signs of the gradient in Linf; restarts after the first begin at
+    random. In L0 pixels are counted, not values of channels.
     """
 
     steps: int = 40

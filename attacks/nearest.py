@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from robustgen.attacks.base import Attack, MinimumNorm
 from robustgen.attacks.ddn import DDN
-from robustgen.attacks.deepfool import DeepFool
 from robustgen.attacks.fab import FABT
-from robustgen.attacks.fmn import FMN
+from robustgen.attacks.fmn import FMN, FMNT
 from robustgen.attacks.plans import Near, Plan, Rung
 from robustgen.attacks.sigma_zero import SigmaZero
 from robustgen.errors import SpecError, unknown_name
@@ -20,8 +19,8 @@ REPORTS = ("accuracy", "distance")
 
 @register_plan("nearest")
 def nearest(threat: ThreatModel) -> Plan:
-    """The minimum-norm attacks of this norm, for `--report distance`: each on all examples, the nearest of all counts."""
-    attacks: tuple[Attack, ...] = (DeepFool(), FMN(steps=200), DDN(), FABT(), SigmaZero())
+    """The minimum-norm attacks of this norm, for `--report distance`: each on all examples, the nearest counts."""
+    attacks: tuple[Attack, ...] = (FMN(steps=200), FMNT(steps=60), DDN(steps=200), FABT(steps=30), SigmaZero())
     kept = tuple(a for a in attacks if isinstance(a, MinimumNorm) and threat.norm in a.nearest_in)
     return Plan("nearest", 1, kept, individual=True)
 
@@ -69,8 +68,8 @@ def _check_attack(attack: Attack, entry: Attack | Near | Rung, threat: ThreatMod
         return
     if not isinstance(attack, MinimumNorm) or isinstance(entry, Near | Rung):
         raise SpecError(
-            f"attack '{name}' needs an eps, and threat {threat} has none; type --plan nearest or --attacks fmn, or drop "
-            "--report distance and give the threat an eps such as l2:0.5."
+            f"attack '{name}' needs an eps, and threat {threat} has none; type --plan nearest or --attacks fmn, or "
+            "drop --report distance and give the threat an eps such as l2:0.5."
         )
     if threat.norm not in attack.nearest_in:
         raise SpecError(

@@ -88,7 +88,7 @@ class SigmaZero:
         )
 
     def _count_slope(self, delta: Tensor) -> Tensor:
-        """(B, C, H, W): gradient of the share of changed pixels, eq. (5): the mean of s / (s + sigma), s = |delta_p|^2."""
+        """(B, C, H, W): gradient of the smooth share of changed pixels, eq. (5): the mean of s / (s + sigma)."""
         length = delta.square().sum(1, keepdim=True)
         pixels = delta[0, 0].numel()
         return 2 * self.sigma * delta / (length + self.sigma).square() / pixels

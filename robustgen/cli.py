@@ -50,7 +50,8 @@ def eval_command(
         str, typer.Option(help="accuracy inside the eps of --threat, or distance of the nearest adversarial images.")
     ] = "accuracy",
     plan: Annotated[
-        str | None, typer.Option(help="Plan by name or TOML file (default: rapid; adaptive with --purify; nearest for distance).")
+        str | None,
+        typer.Option(help="Plan by name or TOML file (default: rapid; adaptive with --purify; nearest for distance)."),
     ] = None,
     attacks: Annotated[str | None, typer.Option(help="Instead of a plan: pgd:steps=20:restarts=2,square")] = None,
     purify: Annotated[

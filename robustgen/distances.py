@@ -111,8 +111,8 @@ def refuse_distances(run: Path, record: RunRecord, command: str) -> None:
     """
     if record.nearest is not None:
         raise SpecError(
-            f"{run} holds distances and no verdicts inside an eps, which robustgen {command} needs; type robustgen plot "
-            f"{run}, or evaluate again without --report distance."
+            f"{run} holds distances and no verdicts inside an eps, which robustgen {command} needs; type robustgen "
+            f"plot {run}, or evaluate again without --report distance."
         )
 
 

@@ -146,9 +146,7 @@ def choose_form(
         return _choose(classifier, x, y, request, exact)
 
 
-def _choose(
-    classifier: nn.Module, x: Tensor, y: Tensor, request: str, exact: bool
-) -> tuple[SearchModel, list[str]]:
+def _choose(classifier: nn.Module, x: Tensor, y: Tensor, request: str, exact: bool) -> tuple[SearchModel, list[str]]:
     plain = SearchModel(classifier, SearchForm())
     if request == "auto" and getattr(classifier, "exacting", False):
         return plain, []

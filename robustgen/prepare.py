@@ -127,8 +127,8 @@ def prepare(
         classes = _count_classes(classifier, x)
         if not threats[0].bounded and is_stochastic(classifier, x):
             raise SpecError(
-                "--report distance needs a classifier that gives the same answer each time, and this one does not; type "
-                "--report accuracy and a threat model with an eps."
+                "--report distance needs a classifier that gives the same answer each time, and this one does not; "
+                "type --report accuracy and a threat model with an eps."
             )
         if plans[0].eot > 1 and not is_stochastic(classifier, x):
             raise SpecError(
@@ -150,9 +150,7 @@ def prepare(
     stem = f"{_slug(dataset.name)}-{_slug(classifier.card.name)}"
     recorded = _recorded_precision(spec, out, stem) if request.precision == "auto" else None
     ranks.agree(spec)
-    search, notes = _shared_form(
-        classifier, x, y, recorded or request.precision, ranks, exact=not threats[0].bounded
-    )
+    search, notes = _shared_form(classifier, x, y, recorded or request.precision, ranks, exact=not threats[0].bounded)
     spec = replace(spec, precision=str(search.form))
     return Job(
         spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,

@@ -1,8 +1,8 @@
 """Threat models: what an adversary may do to an image, and the geometry every attack needs.
 
-Images are (B, C, H, W) float32 in [0, 1]; eps and distances are in the same unit. Only `l0` counts instead: pixels, that
-is places of the image at which any channel differs. A threat model without an eps, written `l2` alone, holds all of
-[0, 1]: its norm says how far away an adversarial image is, which is what minimum-norm attacks make small.
+Images are (B, C, H, W) float32 in [0, 1]; eps and distances are in the same unit. Only `l0` counts instead: pixels,
+that is places of the image at which any channel differs. A threat model without an eps, written `l2` alone, holds all
+of [0, 1]: its norm says how far away an adversarial image is, which is what minimum-norm attacks make small.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class ThreatModel:
         shown = self.text or repr(self.eps)
         if self.norm == "l0":
             raise SpecError(
-                f"threat: l0 is measured, not bounded, got l0:{shown}; type --threat l0 --report distance, or an eps in "
-                "another norm, for example l1:12."
+                f"threat: l0 is measured, not bounded, got l0:{shown}; type --threat l0 --report distance, or an eps "
+                "in another norm, for example l1:12."
             )
         if not math.isfinite(self.eps) or self.eps <= 0:
             raise SpecError(
@@ -226,7 +226,7 @@ def _example(norm: Norm) -> str:
 
 
 def _keep_pixels(x: Tensor, z: Tensor, count: float | Tensor) -> Tensor:
-    """z where it moved the `count` (B, 1, 1, 1) pixels of x that it moved most, x elsewhere; equals in order of place."""
+    """z where it moved the `count` (B, 1, 1, 1) pixels of x that moved most, x elsewhere; equals in order of place."""
     moved = (z - x).square().sum(1).flatten(1)
     rank = moved.argsort(dim=1, descending=True, stable=True).argsort(dim=1).reshape(len(x), 1, *x.shape[2:])
     return torch.where(rank < count, z, x)

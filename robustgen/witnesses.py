@@ -40,8 +40,8 @@ __all__ = [
     "read_nearest",
     "read_witnesses",
     "save_packed",
-    "unpack",
     "slot_key",
+    "unpack",
     "whole_bytes",
 ]
 
@@ -100,9 +100,7 @@ def whole_bytes(path: Path, shape: tuple[int, int, int]) -> int:
     return path.stat().st_size // size * size
 
 
-def pack_parts(
-    folder: Path, parts: Parts, wanted: Sequence[int], name: str = "adversarials", *, slot: int = 0
-) -> None:
+def pack_parts(folder: Path, parts: Parts, wanted: Sequence[int], name: str = "adversarials", *, slot: int = 0) -> None:
     """Bring the parts in a folder into the final form, with the images of these ids, sorted; the parts stay."""
     held = [slot_key(id_, slot) for id_ in sorted(wanted) if slot_key(id_, slot) in parts]
     for k, keys in enumerate(_groups(held, parts)):

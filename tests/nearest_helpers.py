@@ -68,7 +68,7 @@ class FarLinear(nn.Module):
         return x, self(x).argmax(1)
 
     def exact(self, x: Tensor, y: Tensor, norm: Norm) -> Array:
-        """Distance to the nearest other class in float64: the margin over the dual norm, in l1 and l0 with the walls."""
+        """Distance to the nearest other class in float64: margin over dual norm, in l1 and l0 with the walls."""
         w, z = self.weight.double(), x.double().flatten(1) @ self.weight.double().T + self.bias.double()
         best = np.full(len(x), np.inf)
         for k, label in enumerate(y.tolist()):
@@ -100,12 +100,17 @@ def _to_plane(gap: float, slope: Tensor, x: Tensor, norm: Norm) -> float:
 class ReluNet(nn.Module):
     """One hidden layer: V relu(W x + b) + c, with `exact` by enumeration of the activation patterns."""
 
-    def __init__(self, shape: tuple[int, int, int] = (1, 2, 3), hidden: int = 5, classes: int = 3, seed: int = 0) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int] = (1, 2, 3), hidden: int = 5, classes: int = 3, seed: int = 0
+    ) -> None:
         super().__init__()
         g, size = torch.Generator().manual_seed(seed), int(np.prod(shape))
         self.shape = shape
         self.w, self.v = torch.randn(hidden, size, generator=g), 2 * torch.randn(classes, hidden, generator=g)
-        self.b, self.c = 0.3 * torch.randn(hidden, generator=g) - 0.5 * self.w.sum(1), 0.1 * torch.randn(classes, generator=g)
+        self.b, self.c = (
+            0.3 * torch.randn(hidden, generator=g) - 0.5 * self.w.sum(1),
+            0.1 * torch.randn(classes, generator=g),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K)."""
@@ -146,8 +151,8 @@ def _distance(a: Array, u: Array, x: Array, norm: Norm) -> float:
         return _least_distance(a, room)
     size = len(x)
     if norm == "linf":  # min t with |d_j| <= t
-        rows = np.vstack([np.hstack([a, np.zeros((len(a), 1))]),
-                          np.hstack([np.eye(size), -np.ones((size, 1))]), np.hstack([-np.eye(size), -np.ones((size, 1))])])  # fmt: skip
+        one, column = np.eye(size), -np.ones((size, 1))
+        rows = np.block([[a, np.zeros((len(a), 1))], [one, column], [-one, column]])
         bound, cost = np.concatenate([room, np.zeros(2 * size)]), np.append(np.zeros(size), 1.0)
     else:  # d = p - q
         rows, bound, cost = np.hstack([a, -a]), room, np.ones(2 * size)

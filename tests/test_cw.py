@@ -22,7 +22,7 @@ def test_steps_are_those_of_adam() -> None:
     model = make_convnet(classes=4).double()
     x, y = make_images(make_convnet(classes=4), 3, (1, 8, 8))
     x, oracle, attack = 0.1 + 0.8 * x.double(), Oracle(model), CW(steps=20, searches=1, c=1.0, rate=0.03)
-    w = torch.atanh((2 * x - 1) * (1 - 1e-6)).requires_grad_()
+    w = torch.atanh((2 * x - 1) * 0.999).requires_grad_()
     adam = torch.optim.Adam([w], lr=0.03)
     state = attack.init(oracle, x, y, ThreatModel.unbounded("l2"), ExampleRng.of(0, range(3)))
     for k in range(19):
@@ -41,7 +41,7 @@ def test_optimum_for_a_small_c() -> None:
     """On a linear classifier |d|^2 + c f is least at d = -c grad f / 2, as long as that does not reach the boundary."""
     model = FarLinear((1, 8, 8), classes=2)
     x, y = model.images(3)
-    attack, oracle = CW(steps=400, searches=1, c=0.2), Oracle(model)
+    attack, oracle = CW(steps=400, searches=1, c=0.2, rate=0.01), Oracle(model)
     state = attack.init(oracle, x, y, ThreatModel.unbounded("l2"), ExampleRng.of(0, range(3)))
     for _ in range(attack.rounds):
         last, state = state, attack.step(oracle, state)

@@ -15,7 +15,7 @@ from tests.nearest_helpers import FarLinear, nearest
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_one_step_crosses_the_nearest_boundary_of_a_linear_classifier(norm: Norm) -> None:
-    """eqs. (8) and (9): the second point lies 1.02 (d + 0.0001) away, d the distance of the nearest of four boundaries."""
+    """eqs. (8) and (9): the second point lies 1.02 (d + 0.0001) away, d that of the nearest of four boundaries."""
     model = FarLinear((1, 8, 8), classes=5)
     x, y = model.images(6)
     found = nearest("deepfool", model, x, y, norm)

@@ -1,4 +1,4 @@
-"""`robustgen eval --report distance`: figures against the closed form, JSON, verify, resume, curves, what is refused."""
+"""`robustgen eval --report distance`: figures against the closed form, JSON, verify, resume, curves, bad input."""
 
 from __future__ import annotations
 
@@ -118,14 +118,14 @@ def test_json_obeys_its_schema(finished: Path) -> None:
     table = RunRecord.load(finished).to_json()
     assert {"success", "median", "q25", "q75"} == set(table["distances"]["ddn"])
     schemas = Path(robustgen.__file__).parent / "schemas"
-    jsonschema.validate(json.loads((finished / "record.json").read_text()), json.loads((schemas / "record.schema.json").read_text()))
+    jsonschema.validate(
+        json.loads((finished / "record.json").read_text()), json.loads((schemas / "record.schema.json").read_text())
+    )
     for line in (finished / "examples.jsonl").read_text().splitlines():
         jsonschema.validate(json.loads(line), json.loads((schemas / "example.schema.json").read_text()))
 
 
-def test_batch_size_and_crashes_change_nothing(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_size_and_crashes_change_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other batches, and a run that dies in the middle of its second attack, leave the same distances and witnesses.
 
     To the rounding of float32, whose last bit may depend on the batch, and which no point of a boundary walk forgives.
@@ -306,7 +306,7 @@ def test_bad_requests(arguments: str, says: str, tmp_path: Path, capsys: pytest.
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The plan `nearest` is the default, the norm that of the classifier; --json prints one object, a table otherwise."""
+    """The norm is that of the classifier; --json prints one object, a table otherwise."""
     command = ["eval", "fmnist-at-l2", "--report", "distance", "-n", "3", "--out", str(tmp_path / "run")]
     assert 0 == _run([*command, "--attacks", "fmn:steps=10,ddn:steps=10", "--json"])
     table = json.loads(capsys.readouterr().out)

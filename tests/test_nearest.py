@@ -193,7 +193,11 @@ def test_threat_and_report_go_together(threat: str | ThreatModel, report: str, s
 @pytest.mark.parametrize(
     ("attacks", "threat", "says"),
     [
-        ("ddn", "l2:0.5", "'ddn' looks for the nearest adversarial image and takes no eps, got l2:0.5; type --threat l2"),
+        (
+            "ddn",
+            "l2:0.5",
+            "'ddn' looks for the nearest adversarial image and takes no eps, got l2:0.5; type --threat l2",
+        ),
         ("sigma-zero", "linf:0.1", "type --threat l0 --report distance"),
         ("fmn,pgd", "l2", "'pgd' needs an eps, and threat l2 has none"),
         ("ddn", "l0", "'ddn' finds the nearest image in l2, not in l0"),

@@ -46,7 +46,7 @@ def test_threshold_and_step() -> None:
 
 
 def test_fewest_pixels_of_a_linear_classifier() -> None:
-    """RGB images whose optimum is several pixels: within 1.05 times it in three cases of four, never one more than that."""
+    """RGB images whose optimum is several pixels: within 1.05 times it in three of four, else one more."""
     model = FarLinear((3, 12, 11), classes=2)
     x, y = model.images(12)
     exact = model.exact(x, y, "l0")
