@@ -221,7 +221,8 @@ def _stages(plans: Sequence[Plan], threats: Sequence[ThreatModel]) -> tuple[tupl
     for plan, threat in zip(plans, threats, strict=True):
         prefix = f"{threat.norm}/" if len(threats) > 1 else ""
         labels = iter([prefix + label for label in plan.labels()])
-        for part, entries in zip(parts, (plan.attacks, plan.growth, plan.escalation), strict=True):
+        groups: tuple[Sequence[Attack | Near | Rung], ...] = (plan.attacks, plan.growth, plan.escalation)
+        for part, entries in zip(parts, groups, strict=True):
             part += [_stage(next(labels), entry, threat) for entry in entries]
     return tuple(tuple(part) for part in parts)
 
