@@ -10,9 +10,9 @@ from torch import Tensor
 
 from robustgen.attacks.losses import LossFn
 from robustgen.rng import ExampleRng
-from robustgen.threat import ThreatModel
+from robustgen.threat import Norm, ThreatModel, per_row
 
-__all__ = ["Attack", "Query", "QueryModel", "Rows", "State"]
+__all__ = ["Attack", "MinimumNorm", "Query", "QueryModel", "Rows", "State", "start_again"]
 
 T = TypeVar("T")
 
@@ -97,6 +97,10 @@ class State(Rows):
         idle = torch.zeros_like(y)
         return cls(x=x, y=y, threat=threat, rng=rng, i=idle, x_adv=x, logits=x.new_zeros(len(x), 1), **own)
 
+    def ended(self, rounds: int) -> Tensor:
+        """(B,) bool: rows whose restart is over, of so many rounds at most; an attack may end one sooner."""
+        return self.i >= rounds
+
     def begin_at(self, points: Tensor, known: Tensor) -> Self:
         """The same rows with these points (B, C, H, W) as the first ones, where they are known (B,) bool.
 
@@ -129,3 +133,28 @@ class Attack(Protocol):
 
     def step(self, oracle: QueryModel, s: State) -> State:
         """One round of queries for every row; returns the state with `x_adv`, `logits` and `i` brought up to date."""
+
+
+@runtime_checkable
+class MinimumNorm(Attack, Protocol):
+    """An attack that can look for the nearest adversarial image under a threat model without an eps.
+
+    It never stops at a success: it shows the engine points on both sides of the boundary, which keeps the nearest that
+    the judge calls broken. Its state need not remember that point, unless the algorithm uses it.
+    """
+
+    @property
+    def nearest_in(self) -> tuple[Norm, ...]:
+        """The norms in which it does."""
+
+    @property
+    def takes_eps(self) -> bool:
+        """Whether it also attacks inside an eps, where the first success ends it."""
+
+
+def start_again(x: Tensor, rng: ExampleRng) -> Tensor:
+    """x (B, C, H, W) in the first restart; in the others a random point, up to a tenth away in every value."""
+    again = rng.restart.to(x.device) > 0
+    if not again.any():
+        return x
+    return torch.where(per_row(again, x), ThreatModel("linf", 0.1).random_start(x, rng), x)

@@ -1,30 +1,33 @@
 """Fast minimum-norm attack (FMN): walks along the decision boundary while the ball it may use shrinks and grows.
 
 It leaves the threat model on purpose: outside it finds the other side of the boundary first, then comes nearer. In L2
-this breaks examples at which ascents that stay inside the ball end in a poor maximum.
+this breaks examples at which ascents that stay inside the ball end in a poor maximum. Without an eps it is the paper's
+attack and looks for the nearest adversarial image.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import Query, QueryModel, State
+from robustgen.attacks.base import Query, QueryModel, State, start_again
 from robustgen.attacks.losses import Margin, TargetedMargin, ranked_classes
 from robustgen.errors import SpecError
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
-from robustgen.threat import Norm, ThreatModel, per_row
+from robustgen.threat import Norm, ThreatModel, norm_of, per_row
 
 __all__ = ["FMN", "FMNT", "FMNState"]
 
-_ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 _GAMMA = (0.2, 0.01)  # first and last share by which the radius changes in a step
 _LAST_STEP = 0.05  # last step length, in eps
+_FREE_STEP = (1.0, 0.01)  # first and last step length in L2 where there is no eps, the paper's
+_SMALLEST = 1e-9  # radius where there is no eps; a ball of none at all has no direction
 _TINY = 1e-12
 
 
@@ -51,11 +54,16 @@ class FMN:
     is `first_step` eps long at first and follows the steepest direction of the norm over the pixels that can move (the
     paper: the gradient of unit L2 norm); the radius starts to change by 20 % (the paper: 5 %), since few steps are
     taken; it never falls below eps, since a point inside ends the attack. Norms Linf, L2, L1.
+    Without an eps: the paper's start, step and radius, but for the first change of 20 %, by which the tangent distance
+    is enlarged too, and the signs of the gradient in Linf; restarts after the first begin at
+    random. In L0 pixels are counted, not values of channels.
     """
 
     steps: int = 40
     restarts: int = 1
     first_step: float = 4.0  # length of the first step, in eps
+    nearest_in: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1", "l0")
+    takes_eps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -72,7 +80,7 @@ class FMN:
         return y
 
     def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> FMNState:
-        start = threat.random_start(x, rng, surface=threat.norm != "l1")
+        start = threat.random_start(x, rng, surface=threat.norm != "l1") if threat.bounded else start_again(x, rng)
         far = x.new_full((len(x),), math.inf)
         return FMNState.start(x, y, threat, rng, x_next=start, radius=far, best=far, target=self.aim(oracle, x, y, rng))
 
@@ -82,18 +90,27 @@ class FMN:
         query = oracle.grad(s.x_next, s.y, lambda logits, y: _loss(logits, y, s.target))
         anneal = (1 + torch.cos(math.pi * s.i / self.steps)) / 2  # from 1 to 0
         gamma = _GAMMA[1] + (_GAMMA[0] - _GAMMA[1]) * anneal
-        alpha = (_LAST_STEP + (self.first_step - _LAST_STEP) * anneal) * s.threat.eps
         best, radius = _resize(s, query, gamma)
-        moved = s.x_next + per_row(alpha, s.x) * s.threat.steepest(_free(s.x_next, query.grad))
+        moved = s.x_next + self._way(s, query, anneal)
         return replace(
             s,
             x_adv=s.x_next,
             logits=query.logits,
-            x_next=s.threat.project(s.x, moved, radius.clamp(min=s.threat.eps)),
+            x_next=s.threat.project(s.x, moved, radius.clamp(min=s.threat.eps if s.threat.bounded else _SMALLEST)),
             radius=radius,
             best=best,
             i=s.i + 1,
         )
+
+    def _way(self, s: FMNState, query: Query, anneal: Tensor) -> Tensor:
+        """(B, C, H, W): line 14, the step up the loss, before the projection."""
+        grad = _free(s.x_next, query.grad)
+        if s.threat.bounded:
+            alpha = (_LAST_STEP + (self.first_step - _LAST_STEP) * anneal) * s.threat.eps
+            return per_row(alpha, s.x) * s.threat.steepest(grad)
+        grad = grad.sign() if s.threat.norm == "linf" else grad
+        alpha = _FREE_STEP[1] + (_FREE_STEP[0] - _FREE_STEP[1]) * anneal
+        return per_row(alpha / (norm_of(grad, "l2") + _TINY), s.x) * grad
 
 
 def _loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -109,18 +126,26 @@ def _free(x: Tensor, grad: Tensor) -> Tensor:
 
 def _resize(s: FMNState, query: Query, gamma: Tensor) -> tuple[Tensor, Tensor]:
     """Lines 7 to 13: the smallest misclassified distance, and the radius of the next step."""
-    length = _length(s.x_next - s.x, s.threat.norm)
+    length = norm_of(s.x_next - s.x, s.threat.norm)
     wrong = query.logits.argmax(1) != s.y
     best = torch.where(wrong, torch.minimum(length, s.best), s.best)
-    to_boundary = (-query.loss).clamp(min=0) / (_length(query.grad, _DUAL[s.threat.norm]) + _TINY)
-    grown = torch.where(best.isfinite(), s.radius * (1 + gamma), length + to_boundary)
+    if s.threat.norm == "l0":
+        return best, _resize_l0(s, wrong, best, gamma)
+    to_boundary = (-query.loss).clamp(min=0) / (norm_of(query.grad, _DUAL[s.threat.norm]) + _TINY)
+    tangent = length + to_boundary
+    if not s.threat.bounded:
+        tangent = tangent * (1 + gamma)  # a little beyond: on the boundary itself nothing is misclassified
+    grown = torch.where(best.isfinite(), s.radius * (1 + gamma), tangent)
     shrunk = torch.minimum(torch.where(s.radius.isfinite(), s.radius, length) * (1 - gamma), best)
     return best, torch.where(wrong, shrunk, grown)
 
 
-def _length(z: Tensor, norm: Norm) -> Tensor:
-    """(B,) norm of each row of z (B, C, H, W)."""
-    return torch.linalg.vector_norm(z.flatten(1), ord=_ORDER[norm], dim=1)  # type: ignore[no-any-return]
+def _resize_l0(s: FMNState, wrong: Tensor, best: Tensor, gamma: Tensor) -> Tensor:
+    """The same in pixels: whole ones, at least one more or less, from one at the start (section 2.3)."""
+    radius = torch.where(s.radius.isfinite(), s.radius, 1.0)
+    grown = torch.maximum(radius + 1, (radius * (1 + gamma)).floor())
+    shrunk = torch.minimum(torch.minimum(radius - 1, (radius * (1 - gamma)).floor()), best - 1)
+    return torch.where(wrong, shrunk, grown).clamp(min=1)
 
 
 @register_attack("fmn-t")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from robustgen import engine
 from robustgen.attacks.base import Attack
-from robustgen.attacks.plans import parse_attack
+from robustgen.attacks.nearest import check_goal
+from robustgen.attacks.plans import Plan, parse_attack
 from robustgen.classifiers import check_classifier, load_classifier
 from robustgen.data import load_data
 from robustgen.errors import SpecError
@@ -36,6 +37,7 @@ def evaluate(
     purify: str | None = None,
     gradient: str = "full",
     eot: int | None = None,
+    report: str = "accuracy",
     n: int | None = None,
     ids: str | Sequence[int] | None = None,
     seed: int = 0,
@@ -60,6 +62,8 @@ def evaluate(
         purify: a purifier put in front, such as "diffpure:t=0.1,steps=20" (`robustgen list purifiers`).
         gradient: how gradients cross it where the plan does not say: "full", "surrogate", "adjoint", "bpda", "none".
         eot: draws behind each gradient of a random defence, where the plan does not say.
+        report: "accuracy" inside the threat model's eps; "distance" under a threat model without one, such as "l2",
+            where minimum-norm attacks look for the nearest adversarial image of each example.
         n: the first n examples; all by default.
         ids: these examples: "0-99,205", a file of ids, or integers.
         seed: of every random draw.
@@ -78,6 +82,7 @@ def evaluate(
     request = Request(
         classifier=classifier, data=data, threat=threat, plan=plan, attacks=attacks, n=n, ids=ids, seed=seed,
         precision=precision, weights=weights, data_dir=data_dir, purify=purify, gradient=gradient, eot=eot,
+        report=report,
     )  # fmt: skip
     job = prepare(request, device=device, batch_size=batch_size, out=None if out is None else Path(out))
     return run_job(job, progress or Silent())
@@ -99,7 +104,8 @@ def attack(
         model: maps (B, C, H, W) float32 in [0, 1] to logits (B, K), in eval mode; it is not changed.
         x: (N, C, H, W) in [0, 1].
         y: (N,) int64 labels.
-        threat: what the adversary may do, such as "linf:8/255".
+        threat: what the adversary may do, such as "linf:8/255"; a norm alone, such as "l2", for the nearest adversarial
+            image that a minimum-norm attack finds.
         attack: a name with parameters, such as "pgd:steps=20", or an attack object.
         seed: of every random draw.
         batch_size: rows held at once; changes no result.
@@ -114,8 +120,9 @@ def attack(
         raise SpecError(f"model must be a torch.nn.Module, got a {type(model).__name__}.")
     if batch_size < 1:
         raise SpecError(f"batch_size must be >= 1, got {batch_size}.")
-    limits = ThreatModel.parse(threat)
+    limits = ThreatModel.parse(threat, bare=True)
     chosen = parse_attack(attack) if isinstance(attack, str) else attack
+    check_goal(Plan("attack", 1, (chosen,)), limits)
     dataset = load_data((x, y))
     classifier = load_classifier(model).to(x.device)
     images, labels = (part.to(x.device) for part in dataset.batch(range(len(dataset))))

@@ -168,7 +168,9 @@ def _plan_details(name: str) -> str:
     from robustgen.registry import PLANS
     from robustgen.threat import ThreatModel
 
-    protocols = {norm: PLANS[name](ThreatModel(norm, 0.1)).protocol(10) for norm in ("linf", "l2", "l1")}
+    bounded = {norm: PLANS[name](ThreatModel(norm, 0.1)).protocol(10) for norm in ("linf", "l2", "l1")}
+    free = {norm: PLANS[name](ThreatModel.unbounded(norm)).protocol(10) for norm in ("linf", "l2", "l1", "l0")}
+    protocols = free if name == "nearest" else bounded
     lines = [f"plan {name}", "", inspect.getdoc(PLANS[name]) or "", "", "Protocol, for 10 classes:"]
     return "\n".join([*lines, *(f"  {norm:<4}  {text}" for norm, text in protocols.items())])
 

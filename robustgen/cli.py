@@ -43,9 +43,15 @@ def eval_command(
             help="Data set by name, folder:PATH or npz:PATH (default: the classifier's own, or the embedded images)."
         ),
     ] = None,
-    threat: Annotated[str | None, typer.Option(help="Such as linf:8/255, l2:0.5 or l1:12.")] = None,
+    threat: Annotated[
+        str | None, typer.Option(help="Such as linf:8/255, l2:0.5 or l1:12; linf, l2, l1 or l0 with --report distance.")
+    ] = None,
+    report: Annotated[
+        str, typer.Option(help="accuracy inside the eps of --threat, or distance of the nearest adversarial images.")
+    ] = "accuracy",
     plan: Annotated[
-        str | None, typer.Option(help="Plan by name or TOML file (default: rapid; adaptive with --purify).")
+        str | None,
+        typer.Option(help="Plan by name or TOML file (default: rapid; adaptive with --purify; nearest for distance)."),
     ] = None,
     attacks: Annotated[str | None, typer.Option(help="Instead of a plan: pgd:steps=20:restarts=2,square")] = None,
     purify: Annotated[
@@ -85,6 +91,8 @@ def eval_command(
       robustgen eval python:model.py:make --data cifar10 --threat l2:0.5 --attacks pgd:steps=40,square
 
       robustgen eval fmnist-standard --purify diffpure:t=0.1,steps=5 -n 50
+
+      robustgen eval fmnist-at-l2 --threat l2 --report distance --attacks fmn,ddn -n 200
     """
     from robustgen.prepare import Request, prepare
 
@@ -103,7 +111,7 @@ def eval_command(
         given["start"] = Adversarials.of_run(start_from)
     request = Request(
         classifier=classifier, precision=precision, weights=weights, data_dir=data_dir, purify=purify,
-        gradient=gradient, **given,
+        gradient=gradient, report=report, **given,
     )  # fmt: skip
     from robustgen.environment import tune_process
     from robustgen.evaluation import run_job

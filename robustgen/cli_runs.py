@@ -15,8 +15,10 @@ __all__: list[str] = []
 
 @app.command("plot")
 def plot_command(
-    run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` left.")],
-    out: Annotated[Path | None, typer.Option(help="Where to put the pictures (default: the run folder).")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folder that `robustgen eval` left; several of --report distance.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where to put the pictures (default: the first run folder).")] = None,
     n: Annotated[int, typer.Option("--n", help="Examples behind the curve of accuracy against eps.")] = 200,
     classifier: Annotated[str | None, typer.Option(help="Only for a classifier that the record cannot name.")] = None,
     weights: Weights = None,
@@ -25,17 +27,26 @@ def plot_command(
 ) -> None:
     """Draw accuracy against eps, and a grid of clean, adversarial and amplified difference.
 
-    Example -
+    Of runs with --report distance the curves are drawn together, from the distances that they found.
+
+    Examples -
 
       robustgen plot runs/fmnist-test-1k-fmnist-at-0123abcd
+
+      robustgen plot runs/fmnist-test-1k-fmnist-at-0123abcd runs/fmnist-test-1k-fmnist-at-l2-4567cdef
     """
     from robustgen.environment import tune_process
     from robustgen.plot import plot_run
+    from robustgen.plot_distances import has_distances, plot_distances
 
+    if len(runs) > 1 or has_distances(runs[0]):
+        for path in plot_distances(runs, out=out):
+            print(path)
+        return
     tune_process()
     pictures = with_progress(
         lambda progress: plot_run(
-            run,
+            runs[0],
             out=out,
             n=n,
             classifier=classifier,

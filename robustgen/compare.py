@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from robustgen.distances import refuse_distances
 from robustgen.errors import SpecError
 from robustgen.record import RunRecord
 from robustgen.runs import read_examples
@@ -66,6 +67,8 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     if len(runs) < 2:
         raise SpecError(f"compare needs two runs or more, got {len(runs)}; type robustgen compare RUN RUN.")
     records = [RunRecord.load(run) for run in runs]
+    for run, record in zip(runs, records, strict=True):
+        refuse_distances(run, record, "compare")
     first = records[0].spec
     for run, record in zip(runs[1:], records[1:], strict=True):
         for field in _FIXED:

@@ -2,6 +2,9 @@
 
 A row leaves the moment the judge calls it broken or its attack has run out, and the next waiting example takes its
 place, as inference servers do with requests. No query goes to a point already broken, nobody waits for the slowest.
+
+Where the threat model has no eps, a row stays: each point nearer than those before is judged, and the nearest that the
+judge calls broken is the row's outcome.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -44,7 +47,7 @@ class Outcome:
         broken: the judge's verdict.
         x_adv: (C, H, W) float32 on the CPU when broken, else None.
         distance, prediction: as the judge measured them; None when not broken.
-        round, restart: when it was broken, both from 0; None when not broken.
+        round, restart: when it was broken, both from 0; None when not broken. Without an eps, of the nearest point.
         forwards, backwards: what was spent on this example.
         margin: the smallest margin z_y - max z_other that the oracle showed inside the threat model: how near it came.
         missed: whether the oracle ever misclassified a point inside, whatever the judge said of it.
@@ -117,6 +120,8 @@ def run(
 ) -> None:
     """Attack each example until it is broken or every restart has been spent.
 
+    Under a threat model without an eps every restart is spent, and the outcome is the nearest judged point.
+
     Args:
         attack: hyper-parameters with `init` and `step`.
         oracle: answers the attack's queries.
@@ -132,6 +137,7 @@ def run(
         only_last: only the last point of a row is judged: the oracle speaks for another classifier than the judge.
     """
     waiting = deque(_Entry(id_) for id_ in ids)
+    found: dict[int, Outcome] | None = None if judge.threat.bounded else {}
     rows: _Batch | None = None
     while waiting or rows is not None:
         vacant = batch_size - (0 if rows is None else len(rows))
@@ -144,7 +150,7 @@ def run(
         if largest < min(len(rows), batch_size):
             batch_size = largest
             log.warning("memory is exhausted by a larger batch: going on with %d rows at once, same results", largest)
-        rows = _settle(rows, attack, judge, waiting, finish, only_last)
+        rows = _settle(rows, attack, judge, waiting, finish, only_last, found)
 
 
 def _enter(
@@ -207,21 +213,25 @@ def _settle(
     waiting: deque[_Entry],
     finish: Callable[[Outcome], None],
     only_last: bool,
+    found: dict[int, Outcome] | None,
 ) -> _Batch | None:
-    """Let out the rows that are broken, ill or done; returns those that stay, or None."""
+    """Let out the rows that are broken, ill or done; returns those that stay, or None.
+
+    `found` holds the nearest judged point of each example where rows stay until they are done, else it is None.
+    """
     s = rows.state
     ill = ~s.logits.isfinite().all(1)
-    silent = ill | (s.i < attack.rounds) if only_last else ill
-    broken = _judge_candidates(rows, judge, _measure(rows, judge.threat, silent), finish)
-    done = (s.i >= attack.rounds).cpu() & ~broken & ~ill.cpu()
+    silent = ill | ~s.ended(attack.rounds) if only_last else ill
+    broken = _judge_candidates(rows, judge, _measure(rows, judge.threat, silent), finish, found)
+    done = s.ended(attack.rounds).cpu() & ~broken & ~ill.cpu()
     for row in ill.nonzero().flatten().tolist():
-        finish(_unbroken(rows, row, "the model's output is not finite (NaN or infinity)"))
+        finish(_last(rows, row, found, "the model's output is not finite (NaN or infinity)"))
     for row in done.nonzero().flatten().tolist():
         restart = int(s.rng.restart[row]) + 1
         if restart < attack.restarts:
             waiting.append(_Entry(int(rows.ids[row]), restart, *_spent(rows, row), _nearest(rows, row)))
         else:
-            finish(_unbroken(rows, row))
+            finish(_last(rows, row, found))
     stay = ~(broken | done | ill.cpu())
     if not stay.any():
         return None
@@ -255,34 +265,59 @@ def _remember(rows: _Batch, inside: Tensor, gap: Tensor, hit: Tensor) -> None:
         rows.nearest[inside[nearer.to(inside.device)]] = rows.state.x_adv[inside[nearer.to(inside.device)]]
 
 
-def _judge_candidates(rows: _Batch, judge: Judge, hit: Tensor, finish: Callable[[Outcome], None]) -> Tensor:
-    """Judge the rows that the search form saw misclassified inside; (B,) bool on the CPU: those really broken."""
+def _judge_candidates(
+    rows: _Batch, judge: Judge, hit: Tensor, finish: Callable[[Outcome], None], found: dict[int, Outcome] | None
+) -> Tensor:
+    """Judge the rows that the search form saw misclassified inside; (B,) bool on the CPU: those that leave as broken.
+
+    Where there is no eps only a point nearer than the nearest before is judged, and nobody leaves.
+    """
     s = rows.state
     broken = torch.zeros(len(rows), dtype=torch.bool)
     candidates = hit.nonzero().flatten()
+    if found is not None and len(candidates):
+        reached = [found[id_].distance if id_ in found else math.inf for id_ in rows.ids[candidates.cpu()].tolist()]
+        distance = judge.threat.distance(s.x[candidates], s.x_adv[candidates])
+        candidates = candidates[distance < torch.tensor(reached, dtype=torch.float64, device=distance.device)]
     if not len(candidates):
         return broken
     rng = judging_streams(s.rng.take(candidates), s.i[candidates])
     verdict = judge(s.x[candidates], s.y[candidates], s.x_adv[candidates], rng)
     for k in verdict.broken.nonzero().flatten().tolist():
         row = int(candidates[k])
+        outcome = _broken(rows, row, float(verdict.distance[k]), int(verdict.prediction[k]))
+        if found is not None:
+            found[outcome.id] = outcome
+            continue
         broken[row] = True
-        finish(
-            Outcome(
-                id=int(rows.ids[row]),
-                broken=True,
-                x_adv=s.x_adv[row].detach().to("cpu", copy=True),
-                distance=float(verdict.distance[k]),
-                prediction=int(verdict.prediction[k]),
-                round=int(s.i[row]) - 1,
-                restart=int(s.rng.restart[row]),
-                forwards=int(rows.forwards[row]),
-                backwards=int(rows.backwards[row]),
-                margin=float(rows.margin[row]),
-                missed=True,
-            )
-        )
+        finish(outcome)
     return broken
+
+
+def _broken(rows: _Batch, row: int, distance: float, prediction: int) -> Outcome:
+    s = rows.state
+    return Outcome(
+        id=int(rows.ids[row]),
+        broken=True,
+        x_adv=s.x_adv[row].detach().to("cpu", copy=True),
+        distance=distance,
+        prediction=prediction,
+        round=int(s.i[row]) - 1,
+        restart=int(s.rng.restart[row]),
+        forwards=int(rows.forwards[row]),
+        backwards=int(rows.backwards[row]),
+        margin=float(rows.margin[row]),
+        missed=True,
+    )
+
+
+def _last(rows: _Batch, row: int, found: dict[int, Outcome] | None, error: str | None = None) -> Outcome:
+    """What a row that runs out leaves: its nearest judged point, with all that was spent, or nothing broken."""
+    nearest = None if found is None else found.pop(int(rows.ids[row]), None)
+    if nearest is None:
+        return _unbroken(rows, row, error)
+    forwards, backwards, gap, missed = _spent(rows, row)
+    return replace(nearest, forwards=forwards, backwards=backwards, margin=gap, missed=missed, error=error)
 
 
 def _spent(rows: _Batch, row: int) -> tuple[int, int, float, bool]:

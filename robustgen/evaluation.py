@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustgen import engine
 from robustgen.defended import crossed_by, has_generator
+from robustgen.distances import summarise_distances
 from robustgen.environment import describe_environment
 from robustgen.health import FLAGS, Health, black_box_wins, broken_without_gradients, inspect_classifier
 from robustgen.journal import Journal
@@ -24,6 +25,7 @@ from robustgen.ranks import Ranks
 from robustgen.record import ExampleRecord, RunRecord, summarise
 from robustgen.rng import stage_seed
 from robustgen.scoring import VOTES, score_stochastic
+from robustgen.witnesses import slot_key
 
 __all__ = ["run_job"]
 
@@ -64,7 +66,7 @@ def run_job(job: Job, progress: Progress, ranks: Ranks = Ranks()) -> RunRecord: 
             ranks.gather(None)
             if ranks.first:
                 journal.recover()
-                journal.close(_record(job, journal, run))
+                journal.close(_record(job, journal, run), list(run.slots))
         ranks.gather(None)
     except KeyboardInterrupt:
         progress.note(f"{len(journal.done)} of {len(job.ids)} examples are kept in {job.folder}.")
@@ -81,7 +83,8 @@ def run_job(job: Job, progress: Progress, ranks: Ranks = Ranks()) -> RunRecord: 
 def _open(job: Job, ranks: Ranks) -> Journal:
     """The journal: rank 0 makes the folder, then the others read it, before anybody writes more."""
     shape = job.dataset.shape
-    needed = len(job.ids) * (4 * shape[0] * shape[1] * shape[2] + 1024)
+    kept = 1 if job.threats[0].bounded else 2 * (1 + len(job.stages))  # images an example, and the packed ones beside
+    needed = len(job.ids) * kept * (4 * shape[0] * shape[1] * shape[2] + 1024)
     journals = [Journal(job.folder, job.spec, shape, bytes_needed=needed)] if ranks.first else []
     ranks.gather(None)
     if not ranks.first:
@@ -109,6 +112,8 @@ class _Run:
         self.clean_margin: dict[int, float] = {}
         self.margin: dict[int, float] = {}
         self.hits: dict[int, list[tuple[Stage, engine.Outcome]]] = {}
+        # Without an eps each attack keeps a witness of its own, in a slot of its own.
+        self.slots = {} if job.threats[0].bounded else {stage.label: k for k, stage in enumerate(job.stages, 1)}
         self.flags: set[str] = set()
         self.ran = [stage.label for stage in job.stages]
         self.notes: list[str] = []
@@ -188,8 +193,9 @@ class _Run:
             if outcome.broken and not self.job.plan.individual:
                 self._file(outcome.id, (stage, outcome), None)
             else:
-                witness, near = None if again else outcome.x_adv, outcome.nearest if nearer else None
-                self.journal.step(stage.label, outcome.id, _plain(outcome), witness, near)
+                witness = None if again and not self.slots else outcome.x_adv
+                near, slot = outcome.nearest if nearer else None, self.slots.get(stage.label, 0)
+                self.journal.step(stage.label, outcome.id, _plain(outcome), witness, near, slot=slot)
             self.progress.advance(settled, f"{len(broken)} broken")
 
         engine.run(
@@ -238,6 +244,7 @@ class _Run:
         if outcome.error is not None:
             self.errors[outcome.id] = f"{stage.label}: {outcome.error}"
         if outcome.broken and self.job.plan.individual:
+            outcome = replace(outcome, x_adv=None) if self.slots else outcome  # the journal has it
             self.hits.setdefault(outcome.id, []).append((stage, outcome))
 
     def _is_near(self, id_: int, stage: Stage) -> bool:
@@ -263,16 +270,27 @@ class _Run:
             self.attack(stage)
 
     def survivors(self) -> None:
-        """File what is left: robust, as far as this plan can tell, or, where every attack saw all, the first break."""
+        """File what is left: robust, as far as this plan can tell, or, where every attack saw all, the first break.
+
+        Without an eps the nearest break, with the distance of every other.
+        """
+        if self.slots:
+            self.journal.flush()
+        images = self.journal.parts()
         for id_ in self.standing:
             hits = self.hits.get(id_, [])
             everywhere = [stage.label for stage, _ in hits] if self.job.plan.individual else None
-            self._file(id_, hits[0] if hits else None, everywhere)
+            hit = min(hits, key=lambda h: h[1].distance or 0.0) if self.slots and hits else hits[0] if hits else None
+            if self.slots and hit is not None:
+                image = images[slot_key(id_, self.slots[hit[0].label])]
+                hit = (hit[0], replace(hit[1], x_adv=image))
+            self._file(id_, hit, everywhere)
 
     def _file(self, id_: int, hit: tuple[Stage, engine.Outcome] | None, everywhere: list[str] | None) -> None:
         record = self._example(id_, self.labels[id_], hit, self.errors.get(id_))
         x_adv = None if hit is None else hit[1].x_adv
-        self.journal.add(replace(record, broken_by_all=everywhere), x_adv)
+        found = {stage.label: float(o.distance or 0.0) for stage, o in self.hits.get(id_, [])} if self.slots else None
+        self.journal.add(replace(record, broken_by_all=everywhere, distances=found), x_adv)
 
     def _example(
         self, id_: int, clean_prediction: int, hit: tuple[Stage, engine.Outcome] | None, error: str | None
@@ -314,9 +332,12 @@ def _number(value: float | None) -> float:
 def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:
     examples, clock = [journal.done[id_] for id_ in job.ids], journal.all_seconds()
     clean, robust, attacks = summarise(examples, run.ran, clock)
+    distances, nearest = summarise_distances(examples, run.ran) if run.slots else (None, None)
     flags = run.flags | ({"not-finite"} if any(e.error for e in examples) else set())
     return RunRecord(
         stochastic=score_stochastic(job, examples, journal) if run.randomised else None,
+        distances=distances,
+        nearest=nearest,
         spec=asdict(job.spec),
         identity=job.spec.identity(),
         n=len(examples),

@@ -117,6 +117,7 @@ _SWEEP_SHARE = 0.1
 _RANGE_GAIN = 0.2
 _RANDOM_ROWS = 32
 _SWEEP_STEPS = 20
+_REACH = 8 / 255  # the scale of finite differences where there is no eps
 _BLACK_BOX_SHARE = 0.01
 
 
@@ -194,10 +195,9 @@ def _mismatch(classifier: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, 
     Both are taken between the same two points, eps / 4 apart along random signs: the mean gradient at five places on
     the way times the way must be the change of the loss, by the fundamental theorem of calculus, unless it jumps.
     """
-    reach = {"linf": threat.eps, "l2": threat.eps / x[0].numel() ** 0.5, "l1": 4 * threat.eps / x[0].numel()}[
-        threat.norm
-    ]
-    way = 0.25 * reach * rng.signs(tuple(x.shape[1:]), "mismatch", device=x.device)
+    size = x[0].numel()
+    reach = {"linf": threat.eps, "l2": threat.eps / size**0.5, "l1": 4 * threat.eps / size}.get(threat.norm, _REACH)
+    way = 0.25 * (reach if threat.bounded else _REACH) * rng.signs(tuple(x.shape[1:]), "mismatch", device=x.device)
     nodes, weights = _gauss_legendre(8)
     oracle, loss = Oracle(classifier), Margin()
     promised = torch.zeros(len(x), device=x.device)

@@ -11,6 +11,7 @@ from robustgen.adversarials import Adversarials, read_tensor
 from robustgen.attacks.replay import Replay
 from robustgen.certify.logs import write_log
 from robustgen.certify.record import holds_certification, load_certification
+from robustgen.distances import refuse_distances
 from robustgen.durable import disk_errors, write_json
 from robustgen.errors import SpecError, unknown_name
 from robustgen.evaluation import run_job
@@ -52,6 +53,7 @@ def export_run(run: Path, form: str, out: Path, *, data_dir: Path | None = None)
     if form == "tsv":
         return [_export_log(run, out)]
     opened = open_run(run, data_dir)
+    refuse_distances(run, opened.record, "export")
     if len(opened.threats) > 1:
         raise SpecError(f"{run} has several threat models, RobustBench knows one; evaluate with one --threat.")
     images, _ = opened.dataset.batch(opened.ids)

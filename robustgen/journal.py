@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ from robustgen.durable import Appender, FolderLock, cut, disk_errors, remove, re
 from robustgen.errors import RecordError, SpecError
 from robustgen.record import ExampleRecord, RunRecord
 from robustgen.spec import RunSpec
-from robustgen.witnesses import Parts, pack_parts, part_record, unpack, whole_bytes
+from robustgen.witnesses import Parts, pack_parts, part_record, slot_key, unpack, whole_bytes
 
 __all__ = ["Journal", "saved_spec"]
 
@@ -124,25 +124,28 @@ class Journal:
         self._append(record.id, {"part": x_adv}, "examples", record.line())
 
     def step(
-        self, stage: str, id_: int, left: dict[str, Any], x_adv: Tensor | None = None, near: Tensor | None = None
-    ) -> None:
+        self, stage: str, id_: int, left: dict[str, Any], x_adv: Tensor | None = None, near: Tensor | None = None,
+        *, slot: int = 0,
+    ) -> None:  # fmt: skip
         """Note what a stage left of an example that is not finished, so that a resumed run need not repeat it.
 
         Args:
             stage, id_, left: what is noted.
             x_adv: the witness of an example that goes on although it was broken.
             near: the point that came nearest, where it will be scored.
+            slot: of the stage, from 1, where every stage keeps a witness of its own; else 0.
         """
         self.passed.setdefault(stage, {})[id_] = left
-        line = json.dumps({"stage": stage, "id": id_, **left}, sort_keys=True, allow_nan=False)
-        self._append(id_, {"part": x_adv, "near": near}, "progress", line)
+        said = {"stage": stage, "id": id_, **left} | ({"slot": slot} if slot else {})
+        line = json.dumps(said, sort_keys=True, allow_nan=False)
+        self._append(slot_key(id_, slot), {"part": x_adv, "near": near}, "progress", line)
 
-    def _append(self, id_: int, images: dict[str, Tensor | None], kind: str, line: str) -> None:
+    def _append(self, key: int, images: dict[str, Tensor | None], kind: str, line: str) -> None:
         """Hand images, then the line that speaks of them, to the system; force them to the disk now and then."""
         with disk_errors(self.folder):
             for name, image in images.items():
                 if image is not None:
-                    self._files[name].add(part_record(id_, image))
+                    self._files[name].add(part_record(key, image))
             self._files[kind].add(f"{line}\n".encode())
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             self.flush()
@@ -164,14 +167,20 @@ class Journal:
         clocks = [json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob("seconds*.json")]
         return {stage: max(clock.get(stage, 0.0) for clock in clocks) for clock in clocks for stage in clock}
 
-    def close(self, record: RunRecord) -> None:
-        """Bring the folder into its final form, write record.json, and only then remove what a resume would need."""
+    def close(self, record: RunRecord, slots: Sequence[str] = ()) -> None:
+        """Bring the folder into its final form, write record.json, and only then remove what a resume would need.
+
+        `slots` are the labels of the attacks of which each keeps a witness of its own, from slot 1.
+        """
         self.flush()
         with disk_errors(self.folder):
             examples = sorted(self.done.values(), key=lambda e: e.id)
             witnesses = self.folder / "witnesses"
             pack_parts(witnesses, self.parts(), [e.id for e in examples if e.distance is not None])
             pack_parts(witnesses, self.parts("near"), [e.id for e in examples if e.distance is None], "nearest")
+            for slot, label in enumerate(slots, 1):
+                others = [e.id for e in examples if label in (e.distances or {}) and e.broken_by != label]
+                pack_parts(witnesses, self.parts(), others, f"by-{label}", slot=slot)
             replace(self.folder / "examples.jsonl", "".join(e.line() + "\n" for e in examples).encode())
             write_json(self.folder / "seconds.json", self.all_seconds())
             write_json(self.folder / "record.json", record.stored())
@@ -209,8 +218,8 @@ class Journal:
                     self.done[example.id] = example
         for path in sorted(self.folder.glob("progress*.jsonl")):
             for left in _read_lines(path, json.loads):
-                stage, id_ = left.pop("stage"), left.pop("id")
-                if not left.get("broken") or id_ in parts:
+                stage, id_, slot = left.pop("stage"), left.pop("id"), left.pop("slot", 0)
+                if not left.get("broken") or slot_key(id_, slot) in parts:
                     self.passed.setdefault(stage, {})[id_] = left
         clock = self.folder / f"seconds{self._suffix}.json"
         if clock.is_file() and not self.seconds:

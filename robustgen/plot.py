@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_run"]
+__all__ = ["GREY", "STYLE", "make_folder", "need_matplotlib", "plot_run", "save_figure"]
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of the run's own eps
 _SHOWN = 8  # examples in the grid
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito: told apart by everybody
-_STYLE: Any = {"font.size": 10.0, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
+_BLUE, _ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito: told apart by everybody
+STYLE: Any = {"font.size": 10.0, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
 
 
 def plot_run(
@@ -70,7 +70,7 @@ def plot_run(
     Raises:
         SpecError, ArtifactError, RecordError: no finished run, or its data or classifier cannot be had.
     """
-    _need_matplotlib()
+    need_matplotlib()
     if n < 1:
         raise SpecError(f"--n must be >= 1, got {n}.")
     where = pick_device(device)
@@ -85,29 +85,31 @@ def plot_run(
             run, held.record.spec, held.dataset.shape, given=classifier, weights=weights,
             command=f"robustgen plot {run}",
         ).to(where)  # fmt: skip
-    _make_folder(out)
+    make_folder(out)
     if model is not None:
         sweep = _sweep(held, model, held.ids[:n], where, progress)
         _write(lambda path: write_json(path, sweep), out / "sweep.json")
     pictures = [out / "accuracy-eps.png"]
-    _save(_draw_curve(held, sweep), pictures[0])
+    save_figure(_draw_curve(held, sweep), pictures[0])
     chosen, images = _choose_examples(held)
     if not chosen:
         progress.note("no attack broke an example of this run, so there is no examples.png.")
         return pictures
     pictures.append(out / "examples.png")
-    _save(_draw_grid(held, chosen, images), pictures[1])
+    save_figure(_draw_grid(held, chosen, images), pictures[1])
     return pictures
 
 
-def _need_matplotlib() -> None:
+def need_matplotlib() -> None:
+    """Say what to install where it is missing."""
     try:
         import matplotlib.figure  # noqa: F401 -- only asked whether it is there
     except ImportError:
         raise SpecError("robustgen plot needs matplotlib; type: pip install 'robustgen[report]'") from None
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make the folder for pictures, or say why it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -226,7 +228,7 @@ def _draw_curve(run: OpenedRun, sweep: Any) -> Figure:
 
     points, own, spec = sweep["points"], run.record.robust_accuracy, run.record.spec
     eps = [point["eps"] for point in points]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.8), layout="constrained")
         axes = figure.add_subplot()
         low, high = [p["low"] for p in points], [p["high"] for p in points]
@@ -244,7 +246,7 @@ def _draw_curve(run: OpenedRun, sweep: Any) -> Figure:
         _label_eps(axes, run.threat)
         axes.legend(frameon=False, loc="upper right")
         figure.suptitle(f"{spec['classifier']} on {spec['data']}", fontsize=12)
-        figure.supxlabel(_caption(sweep["protocol"]), fontsize=7.5, color=_GREY, x=0.02, ha="left")
+        figure.supxlabel(_caption(sweep["protocol"]), fontsize=7.5, color=GREY, x=0.02, ha="left")
     return figure
 
 
@@ -293,7 +295,7 @@ def _draw_grid(run: OpenedRun, chosen: Sequence[ExampleRecord], adversarial: Ten
     factor = _amplification(float(difference.abs().max()))
     rows = (clean, adversarial, (0.5 + factor * difference).clamp(0, 1))
     grey = clean.shape[1] == 1
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.45 * max(len(chosen), 4) + 0.4, 5.6), layout="constrained")
         grid = figure.subplots(3, len(chosen), squeeze=False)
         for row, images in enumerate(rows):
@@ -309,11 +311,11 @@ def _draw_grid(run: OpenedRun, chosen: Sequence[ExampleRecord], adversarial: Ten
         for column, example in enumerate(chosen):
             grid[0][column].set_title(_name(run, example.label), fontsize=9)
             grid[1][column].set_title(f"→ {_name(run, example.prediction)}", fontsize=9, color=_ORANGE)
-            grid[2][column].set_xlabel(f"id {example.id}\n{example.broken_by}", fontsize=8, color=_GREY)
+            grid[2][column].set_xlabel(f"id {example.id}\n{example.broken_by}", fontsize=8, color=GREY)
         spec = run.record.spec
         figure.suptitle(f"{spec['classifier']} on {spec['data']}, {spec['threat']}", fontsize=12)
         zero = "white: unchanged, red: brighter, blue: darker" if grey else "grey: unchanged"
-        figure.supxlabel(f"The difference is multiplied by {factor:g} ({zero}).", fontsize=8, color=_GREY)
+        figure.supxlabel(f"The difference is multiplied by {factor:g} ({zero}).", fontsize=8, color=GREY)
     return figure
 
 
@@ -331,7 +333,8 @@ def _name(run: OpenedRun, label: int | None) -> str:
     return textwrap.shorten(text.replace("_", " "), 18, placeholder=" …")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG, or nothing at all."""
     draft = path.with_name(path.name + ".tmp")
 
     def write(target: Path) -> None:

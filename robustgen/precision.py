@@ -128,22 +128,25 @@ def _keep_head(network: nn.Module) -> None:
         setattr(network.get_submodule(parent), leaf, _Float32Head(head))
 
 
-def choose_form(classifier: nn.Module, x: Tensor, y: Tensor, request: str = "auto") -> tuple[SearchModel, list[str]]:
+def choose_form(
+    classifier: nn.Module, x: Tensor, y: Tensor, request: str = "auto", *, exact: bool = False
+) -> tuple[SearchModel, list[str]]:
     """The form to search in.
 
     Args:
         classifier: eval mode, parameters frozen, on the device of x.
         x, y: some real examples, (B, C, H, W) float32 in [0, 1] and (B,) int64.
         request: "auto" measures; "float32" is the network as it is; anything else is a form to use as it is.
+        exact: "auto" stays in float32: for a search along the boundary, where bfloat16 errs on which side a point is.
 
     Returns:
         The model to search, and notes that say which forms the network could not take and why.
     """
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):  # a classifier may draw from it
-        return _choose(classifier, x, y, request)
+        return _choose(classifier, x, y, request, exact)
 
 
-def _choose(classifier: nn.Module, x: Tensor, y: Tensor, request: str) -> tuple[SearchModel, list[str]]:
+def _choose(classifier: nn.Module, x: Tensor, y: Tensor, request: str, exact: bool) -> tuple[SearchModel, list[str]]:
     plain = SearchModel(classifier, SearchForm())
     if request == "auto" and getattr(classifier, "exacting", False):
         return plain, []
@@ -168,7 +171,7 @@ def _choose(classifier: nn.Module, x: Tensor, y: Tensor, request: str) -> tuple[
     else:
         x, y, expected = x[:8], y[:8], expected[:8]
     notes = []
-    for dtype in (torch.float32, torch.bfloat16) if has_bfloat16(x.device) else (torch.float32,):
+    for dtype in (torch.float32, torch.bfloat16) if not exact and has_bfloat16(x.device) else (torch.float32,):
         candidate, why_not = _first_that_works(classifier, dtype, x, expected)
         if candidate is None:
             notes.append(why_not)

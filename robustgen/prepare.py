@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustgen.adversarials import Adversarials
 from robustgen.attacks.base import Attack
+from robustgen.attacks.nearest import check_goal, goal_threats
 from robustgen.attacks.plans import Near, Plan, Rung, parse_plan
 from robustgen.attacks.replay import Replay
 from robustgen.cards import Card, bundled_cards
@@ -54,6 +55,7 @@ class Request:
     purify: str | None = None
     gradient: str = "full"
     eot: int | None = None
+    report: str = "accuracy"  # or "distance", of minimum-norm attacks under a threat model without an eps
     weights: str | Path | None = None
     data_dir: str | Path | None = None
 
@@ -106,13 +108,13 @@ def prepare(
     """
     _check_values(request, batch_size)
     where = pick_device(device)
-    threats = () if request.threat is None else ThreatModel.parse_all(request.threat)
-    _plan_of(request, threats[0] if threats else ThreatModel("linf", 0.1))  # names and parameters, before any file
+    threats = () if request.threat is None else goal_threats(request.threat, request.report)
+    _plan_of(request, threats[0] if threats else _any_threat(request))  # names and parameters, before any file
     data_dir = None if request.data_dir is None else Path(request.data_dir)
     dataset = load_data(_default_data(request.classifier) if request.data is None else request.data, data_dir=data_dir)
     ids = _choose_ids(request, dataset)
     classifier = _load(request, dataset).to(where)
-    threats = threats or ThreatModel.parse_all(_default_threat(classifier, dataset))
+    threats = threats or goal_threats(_default_threat(classifier, dataset, request.report), request.report)
     plans = [_plan_for(request, classifier, threat) for threat in threats]
     stages, growth, escalation = _stages(plans, threats)
     x, y = (part.to(where) for part in dataset.batch(ids[:_PROBE_ROWS]))
@@ -123,6 +125,11 @@ def prepare(
         for stage in (*stages, *growth, *escalation):  # one example each: an attack may refuse a norm
             stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
         classes = _count_classes(classifier, x)
+        if not threats[0].bounded and is_stochastic(classifier, x):
+            raise SpecError(
+                "--report distance needs a classifier that gives the same answer each time, and this one does not; "
+                "type --report accuracy and a threat model with an eps."
+            )
         if plans[0].eot > 1 and not is_stochastic(classifier, x):
             raise SpecError(
                 f"--plan {plans[0].name} averages {plans[0].eot} draws of a stochastic classifier, but this one gives "
@@ -143,7 +150,7 @@ def prepare(
     stem = f"{_slug(dataset.name)}-{_slug(classifier.card.name)}"
     recorded = _recorded_precision(spec, out, stem) if request.precision == "auto" else None
     ranks.agree(spec)
-    search, notes = _shared_form(classifier, x, y, recorded or request.precision, ranks)
+    search, notes = _shared_form(classifier, x, y, recorded or request.precision, ranks, exact=not threats[0].bounded)
     spec = replace(spec, precision=str(search.form))
     return Job(
         spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
@@ -172,7 +179,10 @@ def _load(request: Request, dataset: Dataset) -> Classifier:
 def _plan_of(request: Request, threat: ThreatModel) -> Plan:
     named = isinstance(request.classifier, str) and split_name(request.classifier) is not None
     default = "adaptive" if named or request.purify is not None else "rapid"
+    default = default if threat.bounded else "nearest"
     plan = _with_start(parse_plan(request.plan or default, request.attacks, threat), request.start)
+    check_goal(plan, threat)
+    plan = plan if threat.bounded else replace(plan, individual=True)
     return plan if request.eot is None else replace(plan, eot=request.eot)
 
 
@@ -197,10 +207,10 @@ def _with_start(plan: Plan, start: Adversarials | None) -> Plan:
 
 
 def _shared_form(
-    classifier: Classifier, x: Tensor, y: Tensor, request: str, ranks: Ranks
+    classifier: Classifier, x: Tensor, y: Tensor, request: str, ranks: Ranks, *, exact: bool
 ) -> tuple[SearchModel, list[str]]:
     """What `choose_form` says on rank 0, whose timing the others do not disturb."""
-    chosen = choose_form(classifier, x, y, request) if ranks.first else None
+    chosen = choose_form(classifier, x, y, request, exact=exact) if ranks.first else None
     form = ranks.from_first(None if chosen is None else str(chosen[0].form))
     return chosen or choose_form(classifier, x, y, str(form))
 
@@ -274,11 +284,17 @@ def _default_data(classifier: str | nn.Module) -> str:
     return _EMBEDDED if named in (None, "fashion-mnist") else named
 
 
-def _default_threat(classifier: Classifier, dataset: Dataset) -> str:
+def _any_threat(request: Request) -> ThreatModel:
+    """One of the kind asked for, to check a plan under before the threat model is known."""
+    return ThreatModel.unbounded("l2") if request.report == "distance" else ThreatModel("linf", 0.1)
+
+
+def _default_threat(classifier: Classifier, dataset: Dataset, report: str) -> str:
     threat = classifier.card.threat or _THREATS.get(dataset.name)
     if threat is None:
-        raise SpecError(f"no threat model is known for {dataset.name}; name one, for example --threat linf:8/255.")
-    return threat
+        example = "l2" if report == "distance" else "linf:8/255"
+        raise SpecError(f"no threat model is known for {dataset.name}; name one, for example --threat {example}.")
+    return threat.partition(":")[0] if report == "distance" else threat
 
 
 def _count_classes(classifier: Classifier, x: Tensor) -> int:

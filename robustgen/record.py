@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from robustgen.distances import DistanceSummary, NearestSummary
 from robustgen.errors import RecordError
 from robustgen.statistics import Estimate, proportion
 
@@ -27,6 +28,7 @@ class ExampleRecord:
         threat: the threat model under which it was broken, or null.
         restart, round: of that attack, from 0.
         distance: of the adversarial image in the norm of the threat model.
+        distances: attack label -> distance of the nearest image that it found, where the run has no eps; else null.
         prediction: class of the adversarial image.
         cost: attack label -> [forwards, backwards] spent on this example.
         missed: a query saw a point inside misclassified, whatever the judge said of it.
@@ -43,6 +45,7 @@ class ExampleRecord:
     restart: int | None = None
     round: int | None = None
     distance: float | None = None
+    distances: dict[str, float] | None = None
     prediction: int | None = None
     cost: dict[str, list[int]] = field(default_factory=dict)
     missed: bool = False
@@ -118,6 +121,9 @@ class RunRecord:
         flags: health flags raised, by name (`robustgen show flags`).
         health: what the health checks measured, by flag.
         stochastic: how a randomised classifier fares on the final images with fresh noise, else null.
+        distances, nearest: how far away the adversarial images of each attack are, and the best of all with its curve
+            of robust accuracy against eps, where the run has no eps; else null. `robust_accuracy` then is the share
+            that no attack broke at any distance.
         notes: what a reader should know, in sentences.
         environment: versions, hardware, git commit, threads.
         status: "success".
@@ -138,6 +144,8 @@ class RunRecord:
     notes: tuple[str, ...]
     environment: dict[str, Any]
     stochastic: StochasticScore | None = None
+    distances: dict[str, DistanceSummary] | None = None
+    nearest: NearestSummary | None = None
     status: str = "success"
     schema: int = 1
     run: str = ""
@@ -195,6 +203,9 @@ class RunRecord:
                 score = {k: Estimate(**v) if isinstance(v, dict) else v for k, v in score.items()}
                 score["protocols"] = told
                 kept["stochastic"] = StochasticScore(**score)
+            if kept.get("nearest") is not None:
+                kept["nearest"] = NearestSummary.from_json(kept["nearest"])
+                kept["distances"] = {name: DistanceSummary(**row) for name, row in kept["distances"].items()}
             kept.update(flags=tuple(kept["flags"]), notes=tuple(kept["notes"]), run=str(run))
             return cls(**kept)
         except (KeyError, TypeError) as error:

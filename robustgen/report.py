@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from robustgen.distances import DistanceSummary
 from robustgen.errors import SpecError
 from robustgen.health import FLAGS
 from robustgen.record import RunRecord, StochasticScore
@@ -45,9 +46,25 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
         ("data", f"{spec['data']}, {record.n} examples"),
         ("threat", spec["threat"]),
         ("clean accuracy", _percent(record.clean_accuracy)),
-        ("robust accuracy", _percent(record.robust_accuracy)),
+        *_distances(record),
+        *([("robust accuracy", _percent(record.robust_accuracy))] if record.nearest is None else []),
         *_stochastic(record),
     ]
+
+
+def _distances(record: RunRecord) -> list[tuple[str, str]]:
+    """Of a run without an eps: the nearest adversarial image of each example, and what each attack found."""
+    if record.nearest is None:
+        return []
+    found, unit = record.nearest, " pixels" if record.spec["threat"] == "l0" else ""
+    attacked = f"{found.attacked} attacked, {found.misclassified} misclassified already (distance 0)"
+    told = [("attacked", attacked), ("nearest of all", _quartiles(found.distance, unit))]
+    return told + [(f"  {name}", _quartiles(row, unit)) for name, row in (record.distances or {}).items()]
+
+
+def _quartiles(row: DistanceSummary, unit: str) -> str:
+    shown = ["inf" if d is None else f"{d:.4g}" for d in (row.median, row.q25, row.q75)]
+    return f"median {shown[0]}{unit}  [quartiles {shown[1]}, {shown[2]}], found for {100 * row.success:.2f} %"
 
 
 def _stochastic(record: RunRecord) -> list[tuple[str, str]]:
@@ -71,8 +88,9 @@ def stochastic_rows(score: StochasticScore) -> list[tuple[str, str]]:
 
 def _attack_table(record: RunRecord) -> list[tuple[str, ...]]:
     """Header, a row an attack and the totals; what an attack leaves when run alone only where that was measured."""
-    n, alone = record.n, any(a.robust_accuracy is not None for a in record.attacks)
-    table = [("attack", "broke", *(("robust alone",) if alone else ()), *_COSTS)]
+    n, free = record.n, record.nearest is not None
+    alone = not free and any(a.robust_accuracy is not None for a in record.attacks)
+    table = [("attack", "nearest" if free else "broke", *(("robust alone",) if alone else ()), *_COSTS)]
     for a in record.attacks:
         own = ("-" if a.robust_accuracy is None else str(a.robust_accuracy),) if alone else ()
         costs = (f"{a.forwards / n:.1f}", f"{a.backwards / n:.1f}", f"{a.seconds:.1f}")

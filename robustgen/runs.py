@@ -101,7 +101,7 @@ def open_run(folder: Path, data_dir: Path | None) -> OpenedRun:
         raise RecordError(f"{folder / 'examples.jsonl'} lacks examples of the run; evaluate again into another folder.")
     return OpenedRun(
         folder=folder, record=record, examples=by_id, ids=ids, dataset=dataset,
-        threats=ThreatModel.parse_all(record.spec["threat"]),
+        threats=ThreatModel.parse_all(record.spec["threat"], bare=True),
     )  # fmt: skip
 
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 from robustgen.errors import SpecError
 
-__all__ = ["Estimate", "examples_needed", "majority_of", "mcnemar", "mean_share", "proportion", "worst_of"]
+__all__ = [
+    "Estimate",
+    "dkw_margin",
+    "examples_needed",
+    "majority_of",
+    "mcnemar",
+    "mean_share",
+    "proportion",
+    "worst_of",
+]
 
 
 _Z95 = 1.959963984540054  # of the normal distribution, two-sided
@@ -37,6 +46,17 @@ def proportion(count: int, total: int, *, confidence: float = 0.95) -> Estimate:
 
     interval = binomtest(count, total).proportion_ci(confidence, method="wilson")
     return Estimate(count / total, float(interval.low), float(interval.high))
+
+
+def dkw_margin(total: int) -> float:
+    """Half the width of the 95 % band around a whole empirical distribution function of so many values.
+
+    Source: Massart 1990, "The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality", Annals of Probability 18:
+    sqrt(ln(2 / 0.05) / (2 n)).
+    """
+    if total < 1:
+        raise SpecError(f"a band needs one value or more, got {total}.")
+    return math.sqrt(math.log(2 / 0.05) / (2 * total))
 
 
 def mean_share(shares: Sequence[float]) -> Estimate:

@@ -1,6 +1,8 @@
 """Threat models: what an adversary may do to an image, and the geometry every attack needs.
 
-Images are (B, C, H, W) float32 in [0, 1]; eps and distances are in the same unit.
+Images are (B, C, H, W) float32 in [0, 1]; eps and distances are in the same unit. Only `l0` counts instead: pixels,
+that is places of the image at which any channel differs. A threat model without an eps, written `l2` alone, holds all
+of [0, 1]: its norm says how far away an adversarial image is, which is what minimum-norm attacks make small.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from torch import Tensor
 from robustgen.errors import SpecError, unknown_name
 from robustgen.rng import ExampleRng
 
-__all__ = ["Norm", "ThreatModel", "per_row"]
+__all__ = ["Norm", "ThreatModel", "norm_of", "per_row"]
 
-Norm = Literal["linf", "l2", "l1"]
+Norm = Literal["linf", "l2", "l1", "l0"]
+_BOUNDED: tuple[Norm, ...] = ("linf", "l2", "l1")  # the norms with an eps
 
 _TINY = 1e-12
 _BISECTIONS = 26  # leaves 2^-26 of the largest coordinate: less than float32 tells apart
@@ -35,8 +38,8 @@ class ThreatModel:
     """A ball of radius `eps` in `norm` around each image, intersected with the box [0, 1].
 
     Args:
-        norm: "linf", "l2" or "l1".
-        eps: radius in pixel units of [0, 1]; positive and finite.
+        norm: "linf", "l2", "l1"; "l0", the number of pixels that differ in any channel, only without an eps.
+        eps: radius in pixel units of [0, 1]; positive and finite, or infinite with no text: no eps at all.
         text: eps as it was written ("8/255"), kept for printing.
     """
 
@@ -47,7 +50,14 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise unknown_name("norm", str(self.norm), get_args(Norm))
+        if math.isinf(self.eps) and self.eps > 0 and not self.text:
+            return
         shown = self.text or repr(self.eps)
+        if self.norm == "l0":
+            raise SpecError(
+                f"threat: l0 is measured, not bounded, got l0:{shown}; type --threat l0 --report distance, or an eps "
+                "in another norm, for example l1:12."
+            )
         if not math.isfinite(self.eps) or self.eps <= 0:
             raise SpecError(
                 f"threat: eps must be a positive number, got {self.norm}:{shown}; type for example linf:8/255."
@@ -59,8 +69,17 @@ class ThreatModel:
             object.__setattr__(self, "text", repr(self.eps))
 
     @classmethod
-    def parse(cls, text: str | ThreatModel) -> ThreatModel:
+    def unbounded(cls, norm: Norm) -> ThreatModel:
+        """No eps: all of [0, 1], with distances in this norm."""
+        return cls(norm, math.inf)
+
+    @classmethod
+    def parse(cls, text: str | ThreatModel, *, bare: bool = False) -> ThreatModel:
         """Read "linf:8/255", "L2:0.5", "l1:12"; `str()` gives the same back.
+
+        Args:
+            text: what was typed.
+            bare: whether a norm alone, "l2", will do; it stands for no eps.
 
         Raises:
             SpecError: not of that form, an unknown norm, or an eps that is no positive number.
@@ -73,24 +92,29 @@ class ThreatModel:
             raise unknown_name(
                 "norm", norm, get_args(Norm), hint="A threat model reads like linf:8/255, l2:0.5 or l1:12."
             )
+        if bare and not colon:
+            return cls.unbounded(cast(Norm, norm))
         if not colon or not eps:
-            raise SpecError(
-                f"threat: expected {norm}:EPS such as {norm}:{'8/255' if norm == 'linf' else '0.5'}, got '{text}'."
-            )
+            raise SpecError(f"threat: expected {norm}:EPS such as {_example(cast(Norm, norm))}, got '{text}'.")
         return cls(cast(Norm, norm), _number(eps), eps)
 
     @classmethod
-    def parse_all(cls, text: str | ThreatModel) -> tuple[ThreatModel, ...]:
+    def parse_all(cls, text: str | ThreatModel, *, bare: bool = False) -> tuple[ThreatModel, ...]:
         """Read one threat model or several with commas: "linf:8/255,l2:0.5" is the union of the two."""
         if isinstance(text, ThreatModel):
             return (text,)
-        parsed = tuple(cls.parse(part) for part in text.split(","))
+        parsed = tuple(cls.parse(part, bare=bare) for part in text.split(","))
         if len({str(threat) for threat in parsed}) < len(parsed):
             raise SpecError(f"threat: '{text}' names one of its threat models twice.")
         return parsed
 
     def __str__(self) -> str:
-        return f"{self.norm}:{self.text}"
+        return f"{self.norm}:{self.text}" if self.bounded else self.norm
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an eps."""
+        return math.isfinite(self.eps)
 
     def scaled(self, factor: float) -> ThreatModel:
         """The same norm with eps multiplied by `factor`."""
@@ -102,7 +126,7 @@ class ThreatModel:
         return 1e-5 * self.eps + 1e-7
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """Distance of each pair of images in this norm, summed in float64.
+        """Distance of each pair of images in this norm, summed in float64; in l0 the number of pixels that differ.
 
         Args:
             x, x_adv: (B, C, H, W) in [0, 1].
@@ -110,10 +134,7 @@ class ThreatModel:
         Returns:
             (B,) float64.
         """
-        delta = (x_adv.double() - x.double()).flatten(1)
-        order = {"linf": math.inf, "l2": 2, "l1": 1}[self.norm]
-        length: Tensor = torch.linalg.vector_norm(delta, ord=order, dim=1)
-        return length
+        return norm_of(x_adv.double() - x.double(), self.norm)
 
     def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """(B,) bool: finite, in [0, 1], and within eps of x up to `tolerance`."""
@@ -125,7 +146,8 @@ class ThreatModel:
         """Bring z (B, C, H, W) back into the ball around x and into [0, 1].
 
         Linf and L1: the exact projection on ball and box. L2: radial scaling, then clipping, as AutoAttack does;
-        that lies in both sets but is not the nearest such point.
+        that lies in both sets but is not the nearest such point. L0: the pixels that moved most (in L2 over their
+        channels, within the box) keep their values, as many as the radius allows; the nearest such point in L2.
 
         Args:
             x, z: (B, C, H, W).
@@ -138,6 +160,8 @@ class ThreatModel:
             delta = z - x
             length = per_row(torch.linalg.vector_norm(delta.flatten(1), dim=1), x)
             return (x + delta * (size / length.clamp(min=size))).clamp(0, 1)
+        if self.norm == "l0":
+            return _keep_pixels(x, z.clamp(0, 1), size)
         return _project_l1_box(x, z, size if isinstance(size, float) else size.flatten(1))
 
     def random_start(
@@ -150,6 +174,9 @@ class ThreatModel:
             rng: one stream an example; `purpose` and `step` choose the numbers in it.
             surface: scale the perturbation to length eps before clipping, as APGD and AutoAttack do.
         """
+        if not self.bounded:
+            example = _example(self.norm if self.norm in _BOUNDED else "l1")
+            raise SpecError(f"threat {self}: this attack starts inside an eps; type --threat {example}.")
         shape = x.shape[1:]
         if self.norm == "linf":
             noise = 2 * rng.uniform(shape, purpose, step, x.device) - 1
@@ -169,7 +196,12 @@ class ThreatModel:
 
         L1 moves along the signs of the 1 % largest coordinates (SLIDE; Tramèr & Boneh 2019, arXiv:1904.13000,
         section 4.2): a single coordinate, the exact answer, makes steps too sparse to be useful.
+
+        Raises:
+            SpecError: in L0, whose unit step has no length.
         """
+        if self.norm == "l0":
+            raise SpecError(f"threat {self}: this attack follows the steepest direction, and l0 has none; type l1:12.")
         if self.norm == "linf":
             return grad.sign()
         if self.norm == "l2":
@@ -178,6 +210,26 @@ class ThreatModel:
         kth = flat.topk(max(1, round(_SLIDE_FRACTION * flat.shape[1])), dim=1).values[:, -1]
         direction = grad.sign() * (grad.abs() >= per_row(kth, grad))
         return direction / (_length(direction, 1) + _TINY)
+
+
+def norm_of(z: Tensor, norm: Norm) -> Tensor:
+    """(B,) norm of each row of z (B, C, H, W), of its dtype; in l0 the number of pixels at which a channel is not 0."""
+    if norm == "l0":
+        return (z != 0).any(1).flatten(1).sum(1).to(z.dtype)
+    order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
+    length: Tensor = torch.linalg.vector_norm(z.flatten(1), ord=order, dim=1)
+    return length
+
+
+def _example(norm: Norm) -> str:
+    return f"{norm}:{'8/255' if norm == 'linf' else '0.5'}"
+
+
+def _keep_pixels(x: Tensor, z: Tensor, count: float | Tensor) -> Tensor:
+    """z where it moved the `count` (B, 1, 1, 1) pixels of x that moved most, x elsewhere; equals in order of place."""
+    moved = (z - x).square().sum(1).flatten(1)
+    rank = moved.argsort(dim=1, descending=True, stable=True).argsort(dim=1).reshape(len(x), 1, *x.shape[2:])
+    return torch.where(rank < count, z, x)
 
 
 def _length(z: Tensor, order: float) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from robustgen.certify.check import Redraw, verify_certification
 from robustgen.certify.record import holds_certification
 from robustgen.classifiers import Classifier
 from robustgen.data import Dataset
+from robustgen.distances import summarise_distances
 from robustgen.environment import pick_device
 from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.judge import Judge, clean_streams, judging_streams, strict_float32
@@ -32,7 +34,7 @@ from robustgen.scoring import VOTES
 from robustgen.spec import RunSpec, expand_ids
 from robustgen.threat import ThreatModel
 from robustgen.verification import Findings, Verification
-from robustgen.witnesses import read_witnesses
+from robustgen.witnesses import read_found_by, read_witnesses
 
 __all__ = ["verify_run"]
 
@@ -81,6 +83,7 @@ def verify_run(
                 torch.manual_seed(record.spec["seed"])
                 check.labels_and_predictions(dataset, model.to(where))
                 check.witnesses(dataset, model.to(where))
+                check.distances(dataset, model.to(where))
     return Verification(
         run=run, checked=tuple(check.checked), wrong=tuple(check.wrong), doubtful=tuple(sorted(check.doubtful))
     )
@@ -92,7 +95,7 @@ class _Check(Findings):
     def __init__(self, run: Path, record: RunRecord, examples: Sequence[ExampleRecord]) -> None:
         super().__init__(run)
         self.record, self.examples = record, examples
-        self.threats = {str(threat): threat for threat in ThreatModel.parse_all(record.spec["threat"])}
+        self.threats = {str(threat): threat for threat in ThreatModel.parse_all(record.spec["threat"], bare=True)}
         self.votes = VOTES if "randomised" in record.flags else 1
 
     def paperwork(self) -> bool:
@@ -133,7 +136,10 @@ class _Check(Findings):
         examples = [order[id_] for id_ in expand_ids(self.record.spec["ids"])]
         seconds = {attack.name: attack.seconds for attack in self.record.attacks}
         clean, robust, attacks = summarise(examples, list(seconds), seconds)
+        free = not all(threat.bounded for threat in self.threats.values())
+        distances, nearest = summarise_distances(examples, list(seconds)) if free else (None, None)
         expected: dict[str, Any] = {
+            "distances": distances, "nearest": nearest,
             "n": len(examples), "clean_accuracy": clean, "robust_accuracy": robust, "attacks": attacks,
             "forwards": len(examples) + sum(a.forwards for a in attacks),
             "backwards": sum(a.backwards for a in attacks),
@@ -184,6 +190,27 @@ class _Check(Findings):
         self.say(twice, "has two witnesses", "have two witnesses each")
         self.checked.append(f"witnesses: range, distance and prediction of {len(set(times) & set(broken))}")
 
+    def distances(self, dataset: Dataset, model: Classifier) -> None:
+        """Without an eps: each attack's distance of each example is that of its own witness; the nearest is filed."""
+        if all(threat.bounded for threat in self.threats.values()):
+            return
+        count = 0
+        for e in self.examples:
+            least = min((e.distances or {}).values(), default=None)
+            if e.distance != least or (least is not None and (e.distances or {}).get(str(e.broken_by)) != least):
+                self.wrong.append(f"example {e.id}: its distance {e.distance} is not the least of {e.distances}.")
+        for label in (attack.name for attack in self.record.attacks):
+            mine = {e.id: e for e in self.examples if label in (e.distances or {}) and e.broken_by != label}
+            held = [(mine[id_], image) for id_, image in read_found_by(self.run, label) if id_ in mine]
+            count += len(held)
+            for at in range(0, len(held), DEFAULT_BATCH):
+                part = held[at : at + DEFAULT_BATCH]
+                self._judge([(_as_found_by(label, e), image) for e, image in part], dataset, model)
+            missing = sorted(set(mine) - {e.id for e, _ in held})
+            self.say(missing, f"has a distance by {label}, but no witness of it",
+                     f"have a distance by {label}, but no witness of it")  # fmt: skip
+        self.checked.append(f"distances: {count} witnesses of attacks that another came nearer than")
+
     def _judge(self, held: Sequence[tuple[ExampleRecord, Tensor]], dataset: Dataset, model: Classifier) -> None:
         """Measure some examples' witnesses anew."""
         fits = [(e, image) for e, image in held if image.shape == dataset.shape]
@@ -231,7 +258,7 @@ class _Check(Findings):
             return None
         if guess == e.label:
             return f"its witness is classified {guess}, as the label says: it breaks nothing."
-        if guess != e.prediction and self.votes == 1:
+        if e.prediction is not None and guess != e.prediction and self.votes == 1:
             return f"its prediction was edited: {e.prediction}, the witness is classified {guess}."
         return None
 
@@ -241,6 +268,11 @@ class _Check(Findings):
         if close:
             self.doubtful.add(id_)
         return close
+
+
+def _as_found_by(label: str, e: ExampleRecord) -> ExampleRecord:
+    """The example as one attack left it; which class it found there is not recorded."""
+    return replace(e, broken_by=label, distance=(e.distances or {})[label], prediction=None)
 
 
 def _batches(examples: Sequence[ExampleRecord]) -> Iterator[Sequence[ExampleRecord]]:

@@ -6,8 +6,12 @@ A finished run keeps them in witnesses/adversarials-00000.safetensors and so on,
     shape   (3,) int64: C, H, W
     packed  uint8: an xz stream of N images, float32 little-endian, or uint8 where every pixel is exactly k / 255
 
-so `np.frombuffer(lzma.decompress(packed), "<f4").reshape(N, C, H, W)` reads one without robustgen. While a run is under
-way, each rank appends its images to part.bin as they come, unpacked: the id as int64, then the pixels as float32.
+Where there is no eps they are the nearest of all attacks; what another attack found for an example that it did not come
+nearest to lies in witnesses/by-ATTACK-00000.safetensors, in the same form.
+
+So `np.frombuffer(lzma.decompress(packed), "<f4").reshape(N, C, H, W)` reads one without robustgen. While a run is under
+way, each rank appends its images to part.bin as they come, unpacked: the key as int64, then the pixels as float32. The
+key is the example's id; of the k-th attack of a run that keeps one image for each, from 1, it is id + k 2^32.
 """
 
 from __future__ import annotations
@@ -32,9 +36,11 @@ __all__ = [
     "Parts",
     "pack_parts",
     "part_record",
+    "read_found_by",
     "read_nearest",
     "read_witnesses",
     "save_packed",
+    "slot_key",
     "unpack",
     "whole_bytes",
 ]
@@ -42,6 +48,11 @@ __all__ = [
 _IMAGES, _BYTES = 1024, 64 * 2**20  # the most that one file holds, before packing
 # Pixels are four bytes wide, and many of them equal x + eps or x - eps of a few grey values: bits of the position.
 _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 1, "lc": 1, "lp": 2, "pb": 2}]
+
+
+def slot_key(id_: int, slot: int) -> int:
+    """Under which key the image of an example is appended that the attack in this slot found; slot 0 is for its own."""
+    return id_ + (slot << 32)
 
 
 def part_record(id_: int, image: Tensor) -> bytes:
@@ -89,16 +100,17 @@ def whole_bytes(path: Path, shape: tuple[int, int, int]) -> int:
     return path.stat().st_size // size * size
 
 
-def pack_parts(folder: Path, parts: Parts, wanted: Sequence[int], name: str = "adversarials") -> None:
+def pack_parts(folder: Path, parts: Parts, wanted: Sequence[int], name: str = "adversarials", *, slot: int = 0) -> None:
     """Bring the parts in a folder into the final form, with the images of these ids, sorted; the parts stay."""
-    held = [id_ for id_ in sorted(wanted) if id_ in parts]
-    for k, ids in enumerate(_groups(held, parts)):
-        save_packed(torch.stack([parts[id_] for id_ in ids]), ids, folder / f"{name}-{k:05d}.safetensors")
+    held = [slot_key(id_, slot) for id_ in sorted(wanted) if slot_key(id_, slot) in parts]
+    for k, keys in enumerate(_groups(held, parts)):
+        images, ids = torch.stack([parts[key] for key in keys]), [key - slot_key(0, slot) for key in keys]
+        save_packed(images, ids, folder / f"{name}-{k:05d}.safetensors")
 
 
 def unpack(folder: Path) -> None:
     """Turn packed files into a part again: an earlier process was stopped between packing and its last write."""
-    for path in folder.glob("nearest-*.safetensors"):
+    for path in (*folder.glob("nearest-*.safetensors"), *folder.glob("by-*.safetensors")):
         remove(path)  # the parts it was made from are there still
     for path in sorted(folder.glob("adversarials-*.safetensors")):
         part = folder / f"part-0-{path.stem}.bin"
@@ -135,8 +147,17 @@ def read_nearest(run: Path) -> Iterator[tuple[int, Tensor]]:
     yield from _read(run, "nearest")
 
 
+def read_found_by(run: Path, label: str) -> Iterator[tuple[int, Tensor]]:
+    """(example id, image) of what one attack of a run without an eps found, where another found a nearer one.
+
+    Raises:
+        RecordError: a file cannot be read.
+    """
+    yield from _read(run, f"by-{label}")
+
+
 def _read(run: Path, name: str) -> Iterator[tuple[int, Tensor]]:
-    for path in sorted((run / "witnesses").glob(f"{name}-*.safetensors")):
+    for path in sorted((run / "witnesses").glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].safetensors")):
         try:
             yield from _unpacked(path)
         except (SafetensorError, lzma.LZMAError, ValueError, OSError) as error:

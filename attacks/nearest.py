@@ -1,0 +1,78 @@
+"""Minimum-norm attacks as a goal of their own: which request they answer, and the plan that runs all of them."""
+
+from __future__ import annotations
+
+from robustgen.attacks.base import Attack, MinimumNorm
+from robustgen.attacks.ddn import DDN
+from robustgen.attacks.fab import FABT
+from robustgen.attacks.fmn import FMN, FMNT
+from robustgen.attacks.plans import Near, Plan, Rung
+from robustgen.attacks.sigma_zero import SigmaZero
+from robustgen.errors import SpecError, unknown_name
+from robustgen.registry import ATTACKS, register_plan
+from robustgen.threat import ThreatModel
+
+__all__ = ["REPORTS", "check_goal", "goal_threats", "nearest"]
+
+REPORTS = ("accuracy", "distance")
+
+
+@register_plan("nearest")
+def nearest(threat: ThreatModel) -> Plan:
+    """The minimum-norm attacks of this norm, for `--report distance`: each on all examples, the nearest counts."""
+    attacks: tuple[Attack, ...] = (FMN(steps=200), FMNT(steps=60), DDN(steps=200), FABT(steps=30), SigmaZero())
+    kept = tuple(a for a in attacks if isinstance(a, MinimumNorm) and threat.norm in a.nearest_in)
+    return Plan("nearest", 1, kept, individual=True)
+
+
+def goal_threats(text: str | ThreatModel, report: str) -> tuple[ThreatModel, ...]:
+    """The threat models of a request that asks for this report: with an eps for accuracy, one without for distance.
+
+    Raises:
+        SpecError: not such threat models, or no such report.
+    """
+    if report not in REPORTS:
+        raise unknown_name("report", report, REPORTS)
+    threats = ThreatModel.parse_all(text, bare=report == "distance")
+    if report == "accuracy":
+        if not all(threat.bounded for threat in threats):
+            raise SpecError(f"threat {text} has no eps; give it one, such as linf:8/255, or type --report distance.")
+    elif len(threats) > 1 or threats[0].bounded:
+        raise SpecError(
+            f"--report distance looks for the nearest adversarial image in one norm without an eps, got '{text}'; type "
+            f"--threat {threats[0].norm}."
+        )
+    return threats
+
+
+def check_goal(plan: Plan, threat: ThreatModel) -> None:
+    """Whether every attack of the plan can do what the threat model asks.
+
+    Raises:
+        SpecError: an attack that needs an eps where there is none, or one that takes none where there is one.
+    """
+    for entry in (*plan.attacks, *plan.growth):
+        attack = entry.attack if isinstance(entry, Near | Rung) else entry
+        _check_attack(attack, entry, threat)
+
+
+def _check_attack(attack: Attack, entry: Attack | Near | Rung, threat: ThreatModel) -> None:
+    name = ATTACKS.name_of(attack)
+    if threat.bounded:
+        if isinstance(attack, MinimumNorm) and not attack.takes_eps:
+            raise SpecError(
+                f"attack '{name}' looks for the nearest adversarial image and takes no eps, got {threat}; type "
+                f"--threat {threat.norm if threat.norm in attack.nearest_in else attack.nearest_in[0]} "
+                "--report distance."
+            )
+        return
+    if not isinstance(attack, MinimumNorm) or isinstance(entry, Near | Rung):
+        raise SpecError(
+            f"attack '{name}' needs an eps, and threat {threat} has none; type --plan nearest or --attacks fmn, or "
+            "drop --report distance and give the threat an eps such as l2:0.5."
+        )
+    if threat.norm not in attack.nearest_in:
+        raise SpecError(
+            f"attack '{name}' finds the nearest image in {', '.join(attack.nearest_in)}, not in {threat}; "
+            "type --attacks fmn, which knows every norm."
+        )
