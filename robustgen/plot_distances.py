@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from robustgen.distances import accuracy_curve, nearest_of
 from robustgen.errors import SpecError
+from robustgen.journal import saved_spec
 from robustgen.plot import GREY, STYLE, make_folder, need_matplotlib, save_figure
 from robustgen.record import ExampleRecord, RunRecord
 from robustgen.runs import read_examples
+from robustgen.threat import ThreatModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +32,9 @@ _FIXED = ("threat", "data", "data_sha256", "ids")  # what runs in one picture sh
 
 
 def has_distances(run: Path) -> bool:
-    """Whether a finished run is one of minimum-norm attacks."""
-    return RunRecord.load(run).nearest is not None
+    """Whether a run folder, finished or not, is one of minimum-norm attacks; no where there is no run."""
+    spec = saved_spec(run)
+    return spec is not None and not ThreatModel.parse_all(spec.threat, bare=True)[0].bounded
 
 
 def plot_distances(runs: Sequence[Path], *, out: Path | None) -> list[Path]:
