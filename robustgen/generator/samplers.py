@@ -330,7 +330,7 @@ def parse_sampler(text: str) -> Sampler:
 def describe_sampler(sampler: Sampler) -> str:
     """As one types it, without what is the default anyway: what `parse_sampler` takes."""
     name = next(name for name, kind in SAMPLERS.items() if kind is type(sampler))
-    settings = [(entry.name, getattr(sampler, entry.name), entry.default) for entry in fields(type(sampler))]
+    settings = [(entry.name, getattr(sampler, entry.name), entry.default) for entry in fields(SAMPLERS[name])]
     told = [
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
         for key, value, usual in settings

@@ -154,7 +154,9 @@ def load_table(name: str) -> CertificationTable:
     """
     content = read_toml(name, in_folder("certification"), "scale")
     kinds: dict[str, type] = {"rows": Row, "comparisons": Comparison, "published": Published}
-    parts = {key: tuple(read_section(kind, key, one) for one in content.pop(key, ())) for key, kind in kinds.items()}
+    parts: dict[str, Any] = {
+        key: tuple(read_section(kind, key, one) for one in content.pop(key, ())) for key, kind in kinds.items()
+    }
     return read_section(CertificationTable, "table", {"name": Path(name).stem, **content, **parts})
 
 
