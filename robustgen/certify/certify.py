@@ -176,7 +176,8 @@ def predict(voter: Voter, id_: int, image: npt.NDArray[np.float64], *, samples: 
 
 def predict_votes(voter: Voter, id_: int, image: npt.NDArray[np.float64], *, samples: int) -> npt.NDArray[np.int64]:
     """(K,) the votes that `predict` decides by; their noise is never that of a certificate."""
-    return voter.count([Wanted(id_, voter.noise.on_grid(image), "predict", 0, samples)]).sum(0)  # of one image
+    votes: npt.NDArray[np.int64] = voter.count([Wanted(id_, voter.noise.on_grid(image), "predict", 0, samples)])[0]
+    return votes
 
 
 def verdict(votes: npt.NDArray[np.int64], alpha: float) -> int:

@@ -278,7 +278,7 @@ def attack_lines(found: dict[str, Any]) -> list[str]:
     lines = tables.aligned([["radius", "certified, %", "attacked, %", "clean, %"], *cells])
     lines.append(
         f"{found['classifier']}: {found['attacked']} of {found['n']} examples attacked within their radii; broken: "
-        f"{broken} ({found['expected_false']:.2g} false certificates at most are to be expected at alpha = {found['alpha']:g})"
+        f"{broken} (at alpha = {found['alpha']:g} at most {found['expected_false']:.2g} false ones are expected)"
     )
     if found["attacked"]:
         lines.append(
