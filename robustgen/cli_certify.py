@@ -1,4 +1,4 @@
-"""`robustgen certify`, `certify-patches` and `certify-report`."""
+"""`robustgen certify`, `certify-patches`, `certify-attack` and `certify-report`."""
 
 from __future__ import annotations
 
@@ -127,6 +127,46 @@ def certify_patches_command(
     )  # fmt: skip
     found = with_progress(lambda progress: measure_patches(request, device=device, progress=progress), silent=json_)
     print(json.dumps(found) if json_ else "\n".join(patch_lines(found)))
+
+
+@app.command("certify-attack")
+def certify_attack_command(
+    run: Annotated[Path, typer.Argument(help="Folder that `robustgen certify` left.")],
+    draws: Annotated[int, typer.Option(help="Noises an image and step of the attack.")] = 16,
+    steps: Annotated[int, typer.Option(help="Of the attack.")] = 20,
+    rel_step: Annotated[float, typer.Option(help="Length of the first step as a fraction of the radius.")] = 0.25,
+    samples: Annotated[int, typer.Option(help="Votes that judge an image, with noise of their own.")] = 1000,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="The first N examples of the run.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Noised images sent at once.")] = 1000,
+    classifier: Annotated[str | None, typer.Option(help="Only for a classifier that the record cannot name.")] = None,
+    weights: Weights = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Attack a smoothed classifier inside its certified radii: certified, attacked and clean accuracy side by side.
+
+    An attack succeeds where the smoothed classifier significantly predicts another class than the certified one. What
+    was attacked before is not attacked again.
+
+    Example -
+
+      robustgen certify-attack runs/certify-fmnist-test-1k-fmnist-standard-0123abcd --steps 40
+    """
+    from robustgen.certify.inside_run import InsideRequest, attack_certification, attack_lines
+    from robustgen.environment import tune_process
+
+    tune_process()
+    request = InsideRequest(
+        run=run, draws=draws, steps=steps, rel_step=rel_step, samples=samples, n=n, seed=seed, classifier=classifier,
+        weights=weights, data_dir=data_dir,
+    )  # fmt: skip
+    found = with_progress(
+        lambda progress: attack_certification(request, batch_size=batch_size, device=device, progress=progress),
+        silent=json_,
+    )
+    print(json.dumps(found) if json_ else "\n".join(attack_lines(found)))
 
 
 @app.command("certify-report")

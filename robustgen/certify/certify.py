@@ -20,7 +20,7 @@ from robustgen.certify.design import Design
 from robustgen.certify.votes import Voter, Wanted
 from robustgen.fields import NOT_NEGATIVE, SEED, WHOLE, Rule, check_value, number, or_none
 
-__all__ = ["Certificate", "certify", "predict"]
+__all__ = ["Certificate", "certify", "predict", "predict_votes", "verdict"]
 
 ABSTAIN = -1
 _ROWS = 64  # examples in the works at once
@@ -171,9 +171,19 @@ def predict(voter: Voter, id_: int, image: npt.NDArray[np.float64], *, samples: 
         samples: draws.
         alpha: probability of an answer that is not the smoothed classifier's.
     """
+    return verdict(predict_votes(voter, id_, image, samples=samples), alpha)
+
+
+def predict_votes(voter: Voter, id_: int, image: npt.NDArray[np.float64], *, samples: int) -> npt.NDArray[np.int64]:
+    """(K,) the votes that `predict` decides by; their noise is never that of a certificate."""
+    votes: npt.NDArray[np.int64] = voter.count([Wanted(id_, voter.noise.on_grid(image), "predict", 0, samples)])[0]
+    return votes
+
+
+def verdict(votes: npt.NDArray[np.int64], alpha: float) -> int:
+    """The most frequent class of (K,) votes; -1 where a binomial test at alpha does not tell it from the next one."""
     from scipy.stats import binomtest
 
-    (votes,) = voter.count([Wanted(id_, voter.noise.on_grid(image), "predict", 0, samples)])
     second, first = np.sort(votes)[-2:] if len(votes) > 1 else (0, votes[0])
     sure = binomtest(int(first), int(first + second), 0.5).pvalue <= alpha
     return int(votes.argmax()) if sure else ABSTAIN

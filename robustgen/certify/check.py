@@ -34,7 +34,7 @@ from robustgen.runs import check_weights, load_named_classifier, load_run_data
 from robustgen.spec import expand_ids
 from robustgen.verification import Findings, Verification
 
-__all__ = ["LEVEL", "Redraw", "contradiction", "verify_certification"]
+__all__ = ["LEVEL", "Redraw", "contradiction", "count_classes", "load_base", "verify_certification"]
 
 LEVEL = 0.001  # of all tests by fresh noise together
 _CLOSE = 1e-9  # relative; what the rounding of another machine may do to a radius or to the price of going on
@@ -87,12 +87,15 @@ def verify_certification(
         spec = check.held.spec
         try:
             dataset, _ = load_run_data(run, spec.to_json(), data_dir)
-            base = _load_base(run, check.held, dataset, given=classifier, weights=weights, device=where)
+            base = load_base(
+                run, check.held, dataset, given=classifier, weights=weights, device=where,
+                command=f"robustgen verify {run}",
+            )  # fmt: skip
         except ArtifactError as error:
             check.wrong.append(str(error))
         else:
             check.checked.append(f"data and weights: hashes of {len(check.held.certificates)} examples and the network")
-            classes = _classes(base, dataset, where)
+            classes = count_classes(base, dataset, where)
             if check.labels(dataset, classes):
                 voting: dict[str, Any] = {"classes": classes, "batch_size": _BATCH, "device": where}
                 check.fresh(Voter(base, spec.grid_noise(), seed=redraw.seed, **voting), dataset, redraw, progress)
@@ -103,19 +106,31 @@ def verify_certification(
     )  # fmt: skip
 
 
-def _load_base(
-    run: Path, held: Certification, dataset: Dataset, *, given: str | None, weights: Path | None, device: torch.device
-) -> nn.Module:
-    """The function that was certified, in the form in which it was, and no other."""
+def load_base(
+    run: Path, held: Certification, dataset: Dataset, *, given: str | None, weights: Path | None, device: torch.device,
+    command: str,
+) -> nn.Module:  # fmt: skip
+    """The function that was certified, in the form in which it was, and no other.
+
+    Args:
+        run, held, dataset: the certification and its images.
+        given: what to load instead of the name in the record.
+        weights: file of weights.
+        device: where it shall be.
+        command: how the user would type it again, for messages.
+
+    Raises:
+        SpecError, ArtifactError: it cannot be had, or has other weights.
+    """
     generator_name, _, name = held.spec.classifier.rpartition("|")
-    command = f"robustgen verify {run}"
     classifier = load_named_classifier(name, dataset.shape, given=given, weights=weights, command=command).to(device)
     generator = load_generator(generator_name, device=device, precision="float32") if generator_name else None
     check_weights(run, given or held.spec.classifier, base_sha256(classifier, generator), held.spec.weights_sha256)
     return smoothing_base(classifier, generator, held.spec.sigma, parse_form(held.spec.precision))
 
 
-def _classes(base: nn.Module, dataset: Dataset, device: torch.device) -> int:
+def count_classes(base: nn.Module, dataset: Dataset, device: torch.device) -> int:
+    """K of logits (B, K)."""
     with torch.no_grad():
         return int(base(torch.zeros(1, *dataset.shape, device=device)).shape[1])
 

@@ -93,7 +93,9 @@ def measure_patches(request: PatchRequest, *, device: str, progress: Progress) -
 
 def patch_lines(found: dict[str, Any]) -> list[str]:
     """What `measure_patches` found, a line a side, for reading."""
-    lines = [f"{found['classifier']}, {found['n']} images, right without masks: {100 * found['clean']['value']:.1f} %"]
+    lines = [
+        f"{found['classifier']}, {found['n']} images, right on whole images: {100 * found['clean']['value']:.1f} %"
+    ]
     if "fill" in found:
         kept = (
             f"a {found['size']} x {found['size']} block"
