@@ -30,7 +30,7 @@ from robustgen.errors import SpecError, unknown_name
 __all__ = ["PROFILES", "Design", "make_design", "threshold_for"]
 
 # profile -> price in radii a draw, share of alpha for looks before the last; set on three logs of Cohen et al. 2019
-PROFILES = {"exact": (1.4e-6, 0.5), "fast": (5.5e-6, 0.97)}
+PROFILES = {"exact": (1.0e-6, 0.5), "fast": (5.5e-6, 0.97)}
 _FIRST, _GROWTH = 60, 1.1
 _PRIOR = (0.5, 0.15)  # of the forecast: many examples are right nearly always
 _BETWEEN = 8  # radii that may be certified between two of the table
