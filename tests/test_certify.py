@@ -21,6 +21,7 @@ from robustgen.certify.certify import Certificate, certify, predict
 from robustgen.certify.design import Design, make_design
 from robustgen.certify.logs import read_log
 from robustgen.certify.noise import BLOCK, GridNoise
+from robustgen.certify.request import default_classifier
 from robustgen.certify.votes import Voter, Wanted
 from robustgen.cli import _run
 from robustgen.errors import SpecError
@@ -339,3 +340,11 @@ def test_random_classifiers_are_refused(capsys: pytest.CaptureFixture[str]) -> N
     (decoy,) = [name for name, path in bundled_cards().items() if "noise" in name]
     assert _run(["certify", decoy, "-n", "2"]) == 2
     assert "answers the same image in two ways" in capsys.readouterr().err
+
+
+def test_the_classifier_of_a_sigma() -> None:
+    """The bundled one trained for it, a plain one behind a denoiser, and else a sentence that says which there are."""
+    assert default_classifier(0.25, None) == "fmnist-gaussian-0.25"
+    assert default_classifier(0.4, "fmnist-edm") == "fmnist-standard"
+    with pytest.raises(SpecError, match=r"--sigma 0\.4 \(there is one for: 0\.25.*--denoise fmnist-edm"):
+        default_classifier(0.4, None)
