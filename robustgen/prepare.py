@@ -125,16 +125,7 @@ def prepare(
         for stage in (*stages, *growth, *escalation):  # one example each: an attack may refuse a norm
             stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
         classes = _count_classes(classifier, x)
-        if not threats[0].bounded and is_stochastic(classifier, x):
-            raise SpecError(
-                "--report distance needs a classifier that gives the same answer each time, and this one does not; "
-                "type --report accuracy and a threat model with an eps."
-            )
-        if plans[0].eot > 1 and not is_stochastic(classifier, x):
-            raise SpecError(
-                f"--plan {plans[0].name} averages {plans[0].eot} draws of a stochastic classifier, but this one gives "
-                "the same answer each time; type --plan standard for the same attacks and more."
-            )
+        _refuse_mismatch(classifier, x, plans[0], threats[0])
     spec = RunSpec(
         classifier=classifier.card.name,
         weights_sha256=classifier.weights_sha256,
@@ -159,6 +150,23 @@ def prepare(
         folder=out or Path("runs") / f"{stem}-{spec.identity()[:8]}",
         flags=(*flags, *defence_flags(classifier, plans[0])), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _refuse_mismatch(classifier: Classifier, x: Tensor, plan: Plan, threat: ThreatModel) -> None:
+    """Distances need a classifier that answers alike each time; draws to average need one that does not."""
+    if threat.bounded and plan.eot == 1:
+        return
+    stochastic = is_stochastic(classifier, x)
+    if stochastic and not threat.bounded:
+        raise SpecError(
+            "--report distance needs a classifier that gives the same answer each time, and this one does not; "
+            "type --report accuracy and a threat model with an eps."
+        )
+    if plan.eot > 1 and not stochastic:
+        raise SpecError(
+            f"--plan {plan.name} averages {plan.eot} draws of a stochastic classifier, but this one gives "
+            "the same answer each time; type --plan standard for the same attacks and more."
+        )
 
 
 def _load(request: Request, dataset: Dataset) -> Classifier:
