@@ -23,6 +23,7 @@ from robustgen.benchmarks.render_generator import (
     time_to_quality,
 )
 from robustgen.benchmarks.render_purify import purify_gradients, purify_memory, purify_speed
+from robustgen.benchmarks.render_reproduced import reproduced_blocks
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 from robustgen.cards import bundled_cards
 from robustgen.health import FLAGS
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     ROOT / "README.md", ROOT / "docs" / "certification.md", ROOT / "docs" / "flags.md", ROOT / "docs" / "generator.md",
     ROOT / "docs" / "plans.md", ROOT / "docs" / "purification.md", ROOT / "docs" / "records.md",
-    ROOT / "docs" / "scale.md",
+    ROOT / "docs" / "scale.md", ROOT / "docs" / "training.md",
 )  # fmt: skip
 
 
@@ -275,7 +276,7 @@ _ALL = (
     orders, pgd, plans, purify_gradients, purify_memory, purify_speed, ranks, self_agreement, speed_limit,
     time_to_quality,
 )  # fmt: skip
-BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL}
+BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL} | reproduced_blocks()
 
 
 def render(text: str) -> str:

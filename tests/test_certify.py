@@ -345,6 +345,7 @@ def test_random_classifiers_are_refused(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_classifier_of_a_sigma() -> None:
     """The bundled one trained for it, a plain one behind a denoiser, and else a sentence that says which there are."""
     assert default_classifier(0.25, None) == "fmnist-gaussian-0.25"
+    assert default_classifier(0.5, None) == "fmnist-gaussian-0.50"
     assert default_classifier(0.4, "fmnist-edm") == "fmnist-standard"
-    with pytest.raises(SpecError, match=r"--sigma 0\.4 \(there is one for: 0\.25.*--denoise fmnist-edm"):
+    with pytest.raises(SpecError, match=r"--sigma 0\.4 \(there is one for: 0\.25, 0\.5.*--denoise fmnist-edm"):
         default_classifier(0.4, None)
