@@ -99,6 +99,7 @@ def _by_rows(
     """An experiment of rows that stand alone; between two rows it looks at the clock."""
     from robustgen.environment import tune_process
     from robustgen.fields import parse_duration
+    from robustgen.reproduce.sharing import in_turn
 
     experiment = import_module(_BY_ROWS[name])
     chosen = experiment.load_table(scale)
@@ -115,15 +116,14 @@ def _by_rows(
     found: list[tuple[Any, Any]] = []
 
     def run(progress: Progress) -> dict[str, Any]:
-        for row in chosen.rows:
+        def work(row: Any) -> Any:
             if deadline is not None and time.monotonic() >= deadline:
-                break
-            progress.note(row.name)
-            result = experiment.run_row(
+                return None
+            return experiment.run_row(
                 chosen, row, out, data_dir=data_dir, device=device, deadline=deadline, progress=progress
             )
-            if result is None:
-                break
+
+        for row, result in in_turn(chosen.rows, work, lambda row: progress.note(row.name)):
             found.append((row, result))
             experiment.write(experiment.measured(chosen, found), found, out)
         held: dict[str, Any] = experiment.measured(chosen, found)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from robustgen.errors import RobustgenError, SpecError
+from robustgen.errors import BusyError, RobustgenError
 
 try:
     import fcntl
@@ -113,7 +113,7 @@ class FolderLock:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
-            raise SpecError(
+            raise BusyError(
                 f"--out: {folder} is being written by another process (pid {holder}); wait for it, or name another "
                 "folder."
             ) from None

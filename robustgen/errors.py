@@ -29,6 +29,10 @@ class SpecError(RobustgenError):
     exit_code = 2
 
 
+class BusyError(SpecError):
+    """Another process is writing there."""
+
+
 class ArtifactError(RobustgenError):
     """A file of data or weights cannot be used."""
 

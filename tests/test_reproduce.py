@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from robustgen.cli import _run
+from robustgen.durable import FolderLock
 from robustgen.errors import SpecError
 from robustgen.reproduce import report
 from robustgen.reproduce.costs import commands, forwards_per_image, to_toml
 from robustgen.reproduce.experiment import Claim, Scale, Term, list_tables, load_scale, load_table
-from robustgen.reproduce.runner import Runner
+from robustgen.reproduce.runner import Runner, by_arm
 from robustgen.reproduce.verdict import judge_claim, paired_interval
 from robustgen.training.recipe import Recipe, load_recipe
 from tests.generator_helpers import RECIPE as GENERATOR
@@ -167,6 +168,25 @@ def test_a_table_from_end_to_end(tmp_path: Path) -> None:
         provenance = json.loads(str(file["provenance"]))
     assert provenance["trained_on"]["images"] == 160
     assert provenance["trained_on"]["held_out"] == 40
+
+
+def test_processes_share_a_table(tmp_path: Path) -> None:
+    """What another process is at is left to it and collected later; seeds are paired whatever the order."""
+    path, scale = toy(tmp_path)
+    table = load_table(str(path))
+    runner = Runner(table, scale, tmp_path / "out")
+    busy = tmp_path / "out" / "classifiers" / runner.key(runner.classifier_recipe(table.arms[0], 0))
+    busy.mkdir(parents=True)
+    lock = FolderLock(busy)
+    outcomes = runner.outcomes()
+    first = next(outcomes)
+    assert (first.arm, first.seed) == ("some", 0)
+    lock.release()
+    rest = list(outcomes)
+    assert [(one.arm, one.seed) for one in rest[:2]] == [("none", 0), ("unlabelled", 0)]
+    found = [rest[2], first, *rest[:2], *rest[3:]]  # "none" of seed 1 before that of seed 0
+    alone = {(one.arm, one.seed): one.robust["best"] for one in found}
+    assert by_arm(found)["none", "best"].tolist() == [alone["none", 0], alone["none", 1]]
 
 
 def test_each_arm_has_its_generator(tmp_path: Path) -> None:

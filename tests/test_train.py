@@ -17,7 +17,8 @@ from torch import Tensor
 
 from robustgen.cards import Card
 from robustgen.classifiers import load_classifier
-from robustgen.errors import RecordError, RobustgenError, SpecError
+from robustgen.durable import FolderLock
+from robustgen.errors import BusyError, RecordError, RobustgenError, SpecError
 from robustgen.threat import ThreatModel
 from robustgen.training import train as train_module
 from robustgen.training.data import TrainingData
@@ -178,6 +179,17 @@ def test_other_recipe(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"another training: training\.lr: 0\.5 here, 0\.01 there\. Name another"):
         train(with_training(recipe, lr=0.5), out=tmp_path / "out")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_two_trainings_in_one_folder(recipe: Recipe, tmp_path: Path) -> None:
+    """The second one is refused while the first one runs, and welcome afterwards."""
+    tmp_path.joinpath("out").mkdir()
+    lock = FolderLock(tmp_path / "out")
+    with pytest.raises(BusyError, match="is being written by another process"):
+        train(recipe, out=tmp_path / "out")
+    lock.release()
+    assert train(recipe, out=tmp_path / "out").finished
+    assert not (tmp_path / "out" / "lock").exists()
 
 
 def test_folder_with_other_files(recipe: Recipe, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from robustgen.generator.trainer import BANDS, GeneratorTrainer, make_objective
 from robustgen.progress import Progress, Silent
 from robustgen.ranks import Ranks
 from robustgen.training.data import TrainingData
-from robustgen.training.folder import CHECKPOINT_SECONDS, TrainingFolder, in_words, make_folder
+from robustgen.training.folder import CHECKPOINT_SECONDS, TrainingFolder, in_words, open_folder
 from robustgen.training.trainer import resolve_precision
 
 __all__ = ["GeneratorResult", "train_generator"]
@@ -96,9 +96,10 @@ def train_generator(
     recipe = recipe if isinstance(recipe, GeneratorRecipe) else load_generator_recipe(recipe)
     where = pick_device(device)
     names = tuple(f"{recipe.name}.{kind}" for kind in ("safetensors", "json", "png"))
-    folder = make_folder(Path(out), recipe, GeneratorRecipe.from_dict, progress or Silent(), names, ranks)
+    opened = open_folder(Path(out), recipe, GeneratorRecipe.from_dict, progress or Silent(), names, ranks)
     data = _load_images(recipe, data_dir)
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if where.type == "cuda" else []):
+    devices = [torch.cuda.current_device()] if where.type == "cuda" else []
+    with opened as folder, torch.random.fork_rng(devices=devices):
         checkpoint = folder.read_checkpoint()
         precision = checkpoint["precision"] if checkpoint else resolve_precision(recipe.training.precision, where)
         trainer = GeneratorTrainer(recipe, data, where, precision, ranks)

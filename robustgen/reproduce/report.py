@@ -31,7 +31,7 @@ def result(table: Table, scale: Scale, found: list[Outcome], *, training: str) -
         found: what has been run so far.
         training: what was trained, in words.
     """
-    rows = []
+    rows, found = [], sorted(found, key=lambda outcome: outcome.seed)
     for arm in table.arms:
         mine = [outcome for outcome in found if outcome.arm == arm.name]
         row: dict[str, Any] = {"arm": arm.name, "ratio": arm.ratio, "paper": arm.paper, "seeds": len(mine)}

@@ -6,7 +6,8 @@
     OUT/classifiers/HASH-seed/              one training; HASH names everything it depends on
     OUT/runs/HASH-seed-best, ...-last/      evaluations that `robustgen verify` can check
 
-Arms that ask for the same training share it, within a table and between tables with one OUT.
+Arms that ask for the same training share it, within a table and between tables with one OUT. So do processes: the same
+command typed twice runs two trainings at a time, and each process ends with the whole table.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from robustgen.generator.samplers import parse_sampler
 from robustgen.generator.train import train_generator
 from robustgen.progress import Progress, Silent
 from robustgen.reproduce.experiment import WHICH, Arm, Scale, Table
+from robustgen.reproduce.sharing import in_turn
 from robustgen.runs import read_examples
 from robustgen.training.recipe import Recipe, load_recipe
 from robustgen.training.train import train
@@ -92,13 +94,13 @@ class Runner:
                 raise unknown_name("generator of this scale", arm.generator, scale.generators)
 
     def outcomes(self) -> Iterator[Outcome]:
-        """One after the other, all arms of the first seed first; ends early where the deadline has passed."""
-        for seed in self.scale.seeds:
-            for arm in self.table.arms:
-                outcome = self._outcome(arm, seed)
-                if outcome is None:
-                    return
-                yield outcome
+        """All arms of the first seed first, but for those that another process is at; ends where the deadline is."""
+        tasks = [(arm, seed) for seed in self.scale.seeds for arm in self.table.arms]
+        for _, outcome in in_turn(tasks, lambda task: self._outcome(*task), self._announce):
+            yield outcome
+
+    def _announce(self, task: tuple[Arm, int]) -> None:
+        self.progress.note(f"{self.table.name}: {task[0].name}, seed {task[1]}")
 
     def classifier_recipe(self, arm: Arm, seed: int) -> Recipe:
         """What an arm trains; its generated images by the name that they have in OUT."""
@@ -138,7 +140,6 @@ class Runner:
         if arm.ratio and not self._prepare_images(arm):
             return None
         begun, folder = time.monotonic(), self.out / "classifiers" / key
-        self.progress.note(f"{self.table.name}: {arm.name}, seed {seed}")
         if (left := self._seconds_left()) is not None and left <= 0:
             return None
         result = train(
@@ -185,7 +186,8 @@ class Runner:
             path.parent.mkdir(parents=True, exist_ok=True)
             generator = load_generator(str(folder / f"{recipe.name}.json"), device=_device(self.device))
             spec = SampleSpec(n=self.images_needed(arm))
-            sample_to_file(generator, parse_sampler(self.sampler(arm)), spec, path, progress=self.progress)
+            if not path.is_file():  # nor made by another process meanwhile
+                sample_to_file(generator, parse_sampler(self.sampler(arm)), spec, path, progress=self.progress)
         if arm.conditional or self.labeller_card.is_file():
             return True
         labeller = load_recipe(self.scale.labeller)
@@ -218,8 +220,8 @@ class Runner:
 
 
 def by_arm(found: list[Outcome]) -> dict[tuple[str, str], np.ndarray[Any, np.dtype[np.bool_]]]:
-    """(arm, "best" or "last") -> (seeds, images), robust or not; seeds in the order in which they were run."""
-    arms = dict.fromkeys(outcome.arm for outcome in found)
+    """(arm, "best" or "last") -> (seeds, images), robust or not; seeds in their order."""
+    arms, found = dict.fromkeys(outcome.arm for outcome in found), sorted(found, key=lambda outcome: outcome.seed)
     return {
         (arm, which): np.array([outcome.robust[which] for outcome in found if outcome.arm == arm])
         for arm in arms

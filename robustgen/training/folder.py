@@ -17,7 +17,7 @@ from robustgen.errors import RecordError, RobustgenError, SpecError
 from robustgen.progress import Progress
 from robustgen.ranks import Ranks
 
-__all__ = ["CHECKPOINT_SECONDS", "AnyRecipe", "TrainingFolder", "in_words", "make_folder"]
+__all__ = ["CHECKPOINT_SECONDS", "AnyRecipe", "TrainingFolder", "in_words", "open_folder"]
 
 CHECKPOINT_SECONDS = 120.0  # between two checkpoints, at most
 
@@ -127,21 +127,32 @@ class TrainingFolder:
             ) from error
 
 
-def make_folder(
+@contextlib.contextmanager
+def open_folder(
     out: Path,
     recipe: AnyRecipe,
     read_recipe: Callable[[Mapping[str, Any]], AnyRecipe],
     progress: Progress,
     results: tuple[str, ...],
     ranks: Ranks,
-) -> TrainingFolder:
-    """The folder; rank 0 makes it, and reports when it cannot, before the others look into it."""
+) -> Iterator[TrainingFolder]:
+    """The folder, for nobody else meanwhile; rank 0 makes it, and reports when it cannot, before the others look.
+
+    Raises:
+        BusyError: another process trains there.
+    """
     if not ranks.first:
         ranks.gather(0)
     folder = TrainingFolder(out, recipe, read_recipe, progress, results)
-    if ranks.first:
+    if not ranks.first:
+        yield folder
+        return
+    lock = durable.FolderLock(folder.path)
+    try:
         ranks.gather(0)
-    return folder
+        yield folder
+    finally:
+        lock.release()
 
 
 def in_words(seconds: float) -> str:

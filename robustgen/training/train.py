@@ -21,7 +21,7 @@ from robustgen.nets import build_network
 from robustgen.progress import Progress, Silent
 from robustgen.ranks import Ranks
 from robustgen.training.data import TrainingData
-from robustgen.training.folder import CHECKPOINT_SECONDS, TrainingFolder, in_words, make_folder
+from robustgen.training.folder import CHECKPOINT_SECONDS, TrainingFolder, in_words, open_folder
 from robustgen.training.generated import GeneratedSource, load_sources
 from robustgen.training.measure import clean_accuracy, pgd_accuracy
 from robustgen.training.recipe import Recipe, list_recipes, load_recipe
@@ -107,8 +107,9 @@ def train(
     where = pick_device(device)
     data = _load_images(recipe, data_dir)
     names = (f"{recipe.name}.safetensors", f"{recipe.name}.json")
-    folder = make_folder(Path(out), recipe, Recipe.from_dict, progress or Silent(), names, ranks)
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if where.type == "cuda" else []):
+    opened = open_folder(Path(out), recipe, Recipe.from_dict, progress or Silent(), names, ranks)
+    devices = [torch.cuda.current_device()] if where.type == "cuda" else []
+    with opened as folder, torch.random.fork_rng(devices=devices):
         checkpoint = folder.read_checkpoint()
         precision = checkpoint["precision"] if checkpoint else resolve_precision(recipe.training.precision, where)
         trainer = Trainer(recipe, data, where, precision, ranks)
