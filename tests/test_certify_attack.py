@@ -335,7 +335,7 @@ def test_a_bundled_classifier_in_l1(tmp_path: Path) -> None:
         "radii": "0,0.1",
         "noise": "uniform",
     }
-    run = certified(tmp_path / "run", "fmnist-gaussian-0.25", **asked)
+    run = certified(tmp_path / "run", "fmnist-gaussian-0.25", sigma=0.25, **asked)
     found = attacked(run, steps=5, samples=200)
     assert found["norm"] == "l1"
     assert found["attacked"] > 0

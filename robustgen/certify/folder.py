@@ -18,9 +18,14 @@ from robustgen import durable
 from robustgen.errors import RecordError, SpecError
 from robustgen.spec import Spec
 
-__all__ = ["check_same", "claim", "parse_lines", "read_object", "whole_lines"]
+__all__ = ["check_same", "claim", "parse_lines", "read_object", "slug", "whole_lines"]
 
 T = TypeVar("T")
+
+
+def slug(name: str) -> str:
+    """The last part of a name, fit for the name of a folder."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.rpartition("/")[2])
 
 
 def check_same(folder: Path, spec: Spec) -> None:
