@@ -326,16 +326,8 @@ def test_bundled_classifiers_are_never_broken_within_their_radii(name: str, tmp_
 
 def test_a_bundled_classifier_in_l1(tmp_path: Path) -> None:
     """The same for radii in L1."""
-    asked = {
-        "sigma": 0.25,
-        "samples": 200,
-        "selection": 50,
-        "n": 2,
-        "alpha": 0.01,
-        "radii": "0,0.1",
-        "noise": "uniform",
-    }
-    run = certified(tmp_path / "run", "fmnist-gaussian-0.25", sigma=0.25, **asked)
+    asked = {"noise": "uniform", "sigma": 0.25, "alpha": 0.01, "radii": "0,0.1"}
+    run = certified(tmp_path / "run", "fmnist-gaussian-0.25", **asked, samples=200, selection=50, n=2)
     found = attacked(run, steps=5, samples=200)
     assert found["norm"] == "l1"
     assert found["attacked"] > 0
