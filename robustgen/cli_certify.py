@@ -97,6 +97,7 @@ def certify_patches_command(
     ] = None,
     data: Annotated[str, typer.Option(help="Data set by name, folder:PATH or npz:PATH.")] = "fmnist-test-1k",
     n: Annotated[int, typer.Option("--n", "-n", help="The first N examples.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="Run folder (default: runs/certify-patches-...).")] = None,
     weights: Weights = None,
     data_dir: DataDir = None,
     device: Device = "auto",
@@ -104,7 +105,8 @@ def certify_patches_command(
 ) -> None:
     """Certify against adversarial patches, exactly: for every content and place of the patch.
 
-    Double masking (PatchCleanser) takes any classifier, votes over ablations one trained by method "ablation".
+    Double masking (PatchCleanser) takes any classifier, votes over ablations one trained by method "ablation". Images
+    that a run folder holds are not certified again: the same command goes on after a kill.
 
     Examples -
 
@@ -112,7 +114,8 @@ def certify_patches_command(
 
       robustgen certify-patches trained/fmnist-ablation/fmnist-ablation.json --method band --patch 2,4
     """
-    from robustgen.certify.patches import PatchRequest, measure_patches, patch_lines
+    from robustgen.certify.patches import PatchRequest, patch_lines
+    from robustgen.certify.patches_run import certify_against_patches
     from robustgen.environment import tune_process
     from robustgen.errors import SpecError
 
@@ -125,8 +128,10 @@ def certify_patches_command(
         classifier=classifier, patches=sides, method=method, per_axis=per_axis, axis=axis, size=size, theta=theta,
         fill=fill, data=data, n=n, weights=weights, data_dir=data_dir,
     )  # fmt: skip
-    found = with_progress(lambda progress: measure_patches(request, device=device, progress=progress), silent=json_)
-    print(json.dumps(found) if json_ else "\n".join(patch_lines(found)))
+    found = with_progress(
+        lambda progress: certify_against_patches(request, out=out, device=device, progress=progress), silent=json_
+    )
+    print(json.dumps(found) if json_ else "\n".join([*patch_lines(found), f"record: {found['run']}"]))
 
 
 @app.command("certify-attack")

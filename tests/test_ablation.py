@@ -219,14 +219,10 @@ def test_wrong_requests(arguments: list[str], message: str, capsys: pytest.Captu
 @pytest.mark.parametrize(
     "arguments", [["--method", "band"], ["--method", "band", "--axis", "rows"], ["--method", "block", "--size", "20"]]
 )
-def test_by_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_command(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Larger patches, fewer certificates; an ordinary classifier is filled with 0 and the record says so."""
-    assert (
-        _run(
-            ["certify-patches", "fmnist-standard", "--patch", "1,2", "-n", "6", "--theta", "0.1", "--json", *arguments]
-        )
-        == 0
-    )
+    asked = ["certify-patches", "fmnist-standard", "--patch", "1,2", "-n", "6", "--theta", "0.1", "--json", *arguments]
+    assert _run([*asked, "--out", str(tmp_path / "run")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fill"] == 0
     small, large = found["rows"]

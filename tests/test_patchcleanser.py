@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from robustgen import durable
+from robustgen.certify import patches_run
 from robustgen.certify.patchcleanser import certify_patches, double_masking, mask_set
 from robustgen.cli import _run
 from robustgen.errors import SpecError
@@ -83,13 +86,136 @@ def test_impossible_patches() -> None:
         mask_set(7, 9, 2, 0)
 
 
-def test_by_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Larger patches, fewer certificates; never more than are right without a patch."""
-    assert _run(["certify-patches", "fmnist-standard", "--patch", "1,4", "-n", "8", "--per-axis", "3", "--json"]) == 0
+    asked = ["certify-patches", "fmnist-standard", "--patch", "1,4", "-n", "8", "--per-axis", "3"]
+    assert _run([*asked, "--out", str(tmp_path / "run"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     small, large = (row["certified"]["value"] for row in found["rows"])
     assert found["clean"]["value"] >= small >= large
+    lines = [json.loads(line) for line in (tmp_path / "run" / "patches.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(range(8))
+    assert sum(line["predict"] == line["label"] for line in lines) / 8 == found["clean"]["value"]
     assert _run(["certify-patches", "fmnist-standard", "--patch", "40", "-n", "2"]) == 2
     assert "1 to 28 pixels wide, got 40" in capsys.readouterr().err
     assert _run(["certify-patches", "fmnist-standard", "--patch", "a", "-n", "2"]) == 2
     assert "--patch must be sides in pixels" in capsys.readouterr().err
+
+
+WAYS = pytest.mark.parametrize(
+    "way", [["--patch", "1,3", "--per-axis", "2"], ["--method", "band", "--patch", "1,2", "--theta", "0.1"]]
+)
+
+
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+@WAYS
+def test_killed_it_goes_on(
+    way: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two images, and in the middle of a line: the same lines and the same record, byte for byte."""
+    monkeypatch.chdir(tmp_path)
+    asked = ["certify-patches", "fmnist-standard", "-n", "7", *way, "--out", "run", "--json"]
+    assert _run(asked) == 0
+    whole = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    assert set(whole) == {"spec.json", "patches.jsonl", "record.json"}
+    Path("run").rename("uninterrupted")
+    add = durable.Appender.add
+
+    def add_some(file: durable.Appender, content: bytes) -> None:
+        """The fourth line is cut off, and with it the process."""
+        third = file.path.is_file() and file.path.read_bytes().count(b"\n") == 3
+        add(file, content[:20] if third else content)
+        if third:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable.Appender, "add", add_some)
+        with pytest.raises(Killed):
+            _run(asked)
+    torn = whole["patches.jsonl"].splitlines(keepends=True)
+    assert Path("run/patches.jsonl").read_bytes() == b"".join(torn[:3]) + torn[3][:20]
+    assert not Path("run/record.json").exists()
+    capsys.readouterr()
+    calls = []
+    monkeypatch.setattr(
+        patches_run, "_certify", lambda job, id_, do=patches_run._certify: calls.append(id_) or do(job, id_)
+    )
+    assert _run(asked[:-1]) == 0
+    assert "3 images were certified before" in capsys.readouterr().err
+    assert calls == [3, 4, 5, 6], "nothing is done twice"
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == whole
+    assert _run(asked) == 0
+    assert len(calls) == 4, "a finished run is only read"
+    assert json.loads(capsys.readouterr().out) == json.loads(whole["record.json"])
+
+
+@WAYS
+def test_each_image_is_judged_by_itself(way: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fewer images, the same lines."""
+    lines = []
+    for n in ("2", "5"):
+        out = tmp_path / n
+        assert _run(["certify-patches", "fmnist-standard", "-n", n, *way, "--out", str(out)]) == 0
+        assert f"record: {out}" in capsys.readouterr().out
+        lines.append((out / "patches.jsonl").read_bytes())
+    assert lines[1].startswith(lines[0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--patch", "3", "--per-axis", "2"], "patches: (3,) / (2,)"),
+        (["--per-axis", "3"], "per_axis: 3 / 2"),
+        (["--per-axis", "2", "-n", "1"], "ids: 0 / 0-1"),
+        (["--method", "band"], "method: band / masks"),
+    ],
+)
+def test_other_settings_are_refused(
+    changed: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder that holds a run, finished or not; nothing in it changes."""
+    asked, out = ["certify-patches", "fmnist-standard", "--patch", "2", "-n", "2"], tmp_path / "run"
+    assert _run([*asked, "--per-axis", "2", "--out", str(out)]) == 0
+    for finished in (True, False):
+        if not finished:
+            (out / "record.json").unlink()
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert _run([*asked, *changed, "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert "holds another certification against patches (asked / there: " in error
+        assert said in error
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_what_settings_do_not_matter_are_no_others(tmp_path: Path) -> None:
+    """A threshold means nothing to masks, nor do masks to votes."""
+    asked = ["certify-patches", "fmnist-standard", "--patch", "2", "-n", "1"]
+    for name, way, idle in (
+        ("masks", ["--per-axis", "2"], ["--theta", "0.9", "--size", "3"]),
+        ("votes", ["--method", "band"], ["--per-axis", "3"]),
+    ):
+        assert _run([*asked, *way, "--out", str(tmp_path / name)]) == 0
+        assert _run([*asked, *way, *idle, "--out", str(tmp_path / name)]) == 0
+
+
+def test_folders_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file, a folder of other work, a line that cannot be read, a classifier without one answer."""
+    asked, out = ["certify-patches", "fmnist-standard", "--patch", "2", "--per-axis", "2", "-n", "2"], tmp_path / "run"
+    (tmp_path / "file").touch()
+    assert _run([*asked, "--out", str(tmp_path / "file")]) == 2
+    assert "is a file; name a folder" in capsys.readouterr().err
+    out.mkdir()
+    (out / "spec.json").write_text('{"noise": "normal"}')
+    assert _run([*asked, "--out", str(out)]) == 2
+    assert "is no certification against patches: expected the fields" in capsys.readouterr().err
+    (out / "spec.json").unlink()
+    (out / "patches.jsonl").write_text("{}\n")
+    assert _run([*asked, "--out", str(out)]) == 2
+    assert "patches.jsonl, line 1, cannot be read" in capsys.readouterr().err
+    assert not (out / "lock").exists()
+    assert _run([*asked[:1], "decoy-noise", *asked[2:], "--out", str(tmp_path / "noise")]) == 2
+    assert "answers the same image in two ways" in capsys.readouterr().err
+    assert not (tmp_path / "noise").exists()

@@ -3,7 +3,8 @@
 The smoothed classifier counts classes, which has no gradient; the attack climbs on the mean of the softmax instead.
 
 Source: Salman et al. 2019, arXiv:1906.04584, section 2.2: ascent on J(x') = -log(1/m sum_i F(x' + d_i)_y), d_i normal,
-with the plug-in gradient of eq. (6) (SmoothAdv-PGD).
+with the plug-in gradient of eq. (6) (SmoothAdv-PGD). For radii in L1 d_i is the noise that certifies them, and steps
+are those of SLIDE, see `ThreatModel.steepest`.
 Differs: J has the same logarithm of the most probable other class added, without which it heads for the mean of all
 others where the softmax is flat; new noise in every step, so that the point does not fit one set of draws; steps that
 shrink to 0.
@@ -11,21 +12,21 @@ shrink to 0.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from robustgen.certify.bounds import NOISES, certified_norm
 from robustgen.errors import AttackError
-from robustgen.fields import POSITIVE, WHOLE, check_value
+from robustgen.fields import POSITIVE, WHOLE, check_value, one_of
 from robustgen.rng import ExampleRng
-from robustgen.threat import ThreatModel
+from robustgen.threat import Norm, ThreatModel, norm_of
 
 __all__ = ["SmoothedPGD", "distance_within", "smoothed_gradient"]
 
 _INSIDE, _ROUNDING = 1 - 1e-5, 2.0**-23  # of the radius, and a pixel: float32 must not carry a point beyond it
-_L2 = ThreatModel("l2", 1.0)
+_BALLS: dict[Norm, ThreatModel] = {"l2": ThreatModel("l2", 1.0), "l1": ThreatModel("l1", 1.0)}
 
 
 def smoothed_gradient(base: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
@@ -48,10 +49,11 @@ def smoothed_gradient(base: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmoothedPGD:
-    """Steepest ascent in L2 on the loss of the smoothed classifier, kept within a radius of each image.
+    """Steepest ascent on the loss of the smoothed classifier, in the norm of its radii and within them.
 
     Args:
-        sigma: of the noise, in pixels of [0, 1].
+        sigma: of the noise, in pixels of [0, 1]; see `GridNoise` for the other kinds.
+        noise: "normal" for radii in L2, "uniform" or "laplace" for radii in L1.
         draws: m, noises an image and step.
         steps: of the ascent.
         rel_step: length of the first step as a fraction of the radius; steps shrink linearly to 0.
@@ -61,11 +63,13 @@ class SmoothedPGD:
     """
 
     sigma: float
+    noise: str = "normal"
     draws: int = 16
     steps: int = 20
     rel_step: float = 0.25
 
     def __post_init__(self) -> None:
+        check_value("noise", self.noise, one_of(*NOISES))
         for name, rule in (("sigma", POSITIVE), ("draws", WHOLE), ("steps", WHOLE), ("rel_step", POSITIVE)):
             check_value(f"--{name.replace('_', '-')}", getattr(self, name), rule)
 
@@ -76,31 +80,42 @@ class SmoothedPGD:
             base: what is smoothed, see `smoothed_gradient`.
             x: images (B, C, H, W) in [0, 1].
             y: (B,) the class to get away from.
-            radius: (B,) L2 in pixels of [0, 1], which no point leaves.
+            radius: (B,) in pixels of [0, 1], in the norm that the noise certifies, which no point leaves.
             rng: one stream an example.
         """
-        size = (radius * _INSIDE - _ROUNDING * math.sqrt(x[0].numel())).to(x).clamp(min=1e-12)
+        ball = _BALLS[certified_norm(self.noise)]
+        rounding = float(norm_of(torch.full_like(x[:1], _ROUNDING), ball.norm))
+        size = (radius * _INSIDE - rounding).to(x).clamp(min=1e-12)
         x_adv = x
         for k in range(self.steps):
-            noise = [rng.normal(x.shape[1:], f"inside-{d}", k, x.device) for d in range(self.draws)]
-            grad = smoothed_gradient(base, x_adv, y, self.sigma * torch.stack(noise))
+            grad = smoothed_gradient(base, x_adv, y, self.sigma * self._draw(x, k, rng))
+            grad = grad.masked_fill(torch.where(grad > 0, x_adv >= 1, x_adv <= 0), 0)  # the walls of [0, 1]
             grad = grad / grad.abs().flatten(1).amax(1).clamp(min=1e-38)[:, None, None, None]  # however sure it is
             length = (self.rel_step * (1 - k / self.steps) * size)[:, None, None, None]
-            x_adv = _L2.project(x, x_adv + length * _L2.steepest(grad), size)
+            x_adv = ball.project(x, x_adv + length * ball.steepest(grad), size)
         return x_adv.detach()
 
+    def _draw(self, x: Tensor, k: int, rng: ExampleRng) -> Tensor:
+        """(m, B, C, H, W) noise of sigma 1 for step k."""
+        draw = rng.normal if self.noise == "normal" else rng.uniform
+        drawn = torch.stack([draw(x.shape[1:], f"inside-{d}", k, x.device) for d in range(self.draws)])
+        if self.noise == "normal":
+            return drawn
+        drawn = 2 * drawn - 1
+        return drawn if self.noise == "uniform" else -drawn.sign() * (1 - drawn.abs()).clamp(min=2.0**-24).log()
 
-def distance_within(x: Tensor, x_adv: Tensor, radius: float) -> float:
-    """L2 distance in float64 of two images (C, H, W), measured by whoever does not trust the attack.
+
+def distance_within(x: Tensor, x_adv: Tensor, radius: float, norm: Norm = "l2") -> float:
+    """Distance in float64 of two images (C, H, W), measured by whoever does not trust the attack.
 
     Raises:
         AttackError: x_adv is not finite, not in [0, 1], or further away than the radius.
     """
-    distance = float(_L2.distance(x[None], x_adv[None]))
+    distance = float(_BALLS[norm].distance(x[None], x_adv[None]))
     if not bool(((x_adv >= 0) & (x_adv <= 1)).all()) or not distance <= radius:
         low, high = float(x_adv.min()), float(x_adv.max())
         raise AttackError(
-            f"the attack left the certified radius {radius:g} or [0, 1]: distance {distance:g}, "
+            f"the attack left the certified radius {radius:g} in {norm} or [0, 1]: distance {distance:g}, "
             f"pixels {low:g} to {high:g}."
         )
     return distance

@@ -22,14 +22,16 @@ import torch
 from torch import Tensor
 
 from robustgen import durable, tables
+from robustgen.certify.bounds import certified_norm
 from robustgen.certify.certify import ABSTAIN, Certificate, predict_votes, verdict
 from robustgen.certify.check import count_classes, load_base
+from robustgen.certify.folder import claim, whole_lines
 from robustgen.certify.inside import SmoothedPGD, distance_within
 from robustgen.certify.record import Certification, load_certification
 from robustgen.certify.votes import Voter
 from robustgen.data import Dataset
 from robustgen.environment import pick_device
-from robustgen.errors import RecordError, SpecError
+from robustgen.errors import SpecError
 from robustgen.fields import SEED, WHOLE, check_value, or_none
 from robustgen.progress import Progress
 from robustgen.rng import ExampleRng
@@ -62,13 +64,14 @@ class InsideSpec(Spec):
 
     Attributes:
         certification: identity of the run that is attacked.
-        sigma, draws, steps, rel_step: see `SmoothedPGD`.
+        sigma, noise, draws, steps, rel_step: see `SmoothedPGD`.
         samples, seed: of PREDICT; the seed is that of all noise.
         schema: of this file.
     """
 
     certification: str
     sigma: float
+    noise: str
     draws: int
     steps: int
     rel_step: float
@@ -86,7 +89,8 @@ class InsideResult:
         predict, radius: its certificate; -1 and 0 where it abstained.
         clean: PREDICT for the image, -1 where the votes do not tell.
         share: of these votes, for the certified class, or for the most frequent one where none is certified.
-        distance: L2 of the attacked image; None where no radius was certified, so that nothing was attacked.
+        distance: of the attacked image, in the norm of the radius; None where no radius was certified, so that nothing
+            was attacked.
         attacked, attacked_share: the same for the attacked image.
     """
 
@@ -125,7 +129,8 @@ def attack_certification(
     where, held = pick_device(device), load_certification(request.run)
     _check(request, held)
     attack = SmoothedPGD(
-        sigma=held.spec.sigma, draws=request.draws, steps=request.steps, rel_step=request.rel_step
+        sigma=held.spec.sigma, noise=held.spec.noise, draws=request.draws, steps=request.steps,
+        rel_step=request.rel_step,
     )  # fmt: skip
     dataset, _ = load_run_data(request.run, held.spec.to_json(), request.data_dir)
     base = load_base(
@@ -141,14 +146,12 @@ def attack_certification(
         certification=held.spec.identity(), **asdict(attack), samples=request.samples, seed=request.seed
     )  # fmt: skip
     folder = request.run / f"attack-{spec.identity()[:8]}"
-    with durable.disk_errors(folder):
-        folder.mkdir(exist_ok=True)
-        lock = durable.FolderLock(folder)
-        try:
-            durable.write_json(folder / "spec.json", asdict(spec))
+    lock = claim(folder, spec)
+    try:
+        with durable.disk_errors(folder):
             found = _work(folder, chosen, dataset, voter, attack, request, held.spec.alpha, progress)
-        finally:
-            lock.release()
+    finally:
+        lock.release()
     told = {"alpha": held.spec.alpha, "run": str(request.run), "folder": str(folder)}
     return {**_totals(held, found), "spec": asdict(spec), **told}
 
@@ -157,10 +160,6 @@ def _check(request: InsideRequest, held: Certification) -> None:
     check_value("--samples", request.samples, WHOLE)
     check_value("--seed", request.seed, SEED)
     check_value("--n", request.n, (or_none(WHOLE[0]), WHOLE[1]))
-    if held.spec.noise != "normal":
-        raise SpecError(
-            f"certify-attack is for certificates in L2, of normal noise; {request.run} has {held.spec.noise}."
-        )
     least = math.ceil(math.log2(2 / held.spec.alpha))
     if request.samples < least:
         raise SpecError(
@@ -174,12 +173,13 @@ def _work(
     request: InsideRequest, alpha: float, progress: Progress,
 ) -> list[InsideResult]:  # fmt: skip
     """Results of the chosen certificates: read where they are there, else made and appended."""
-    done = _read(folder / "attacked.jsonl")
+    path = folder / "attacked.jsonl"
+    done = {one.id: one for one in whole_lines(path, lambda line: InsideResult(**json.loads(line)))}
     todo = [one for one in chosen if one.id not in done]
     if len(todo) < len(chosen):
         progress.note(f"{len(chosen) - len(todo)} examples were attacked before; going on.")
     progress.start("attack", len(todo))
-    file, begun, rows = durable.Appender(folder / "attacked.jsonl"), time.monotonic(), 0
+    file, begun, rows = durable.Appender(path), time.monotonic(), 0
     size = max(1, voter.batch_size // attack.draws)
     for part in (todo[at : at + size] for at in range(0, len(todo), size)):
         x = dataset.batch([one.id for one in part])[0]
@@ -216,7 +216,7 @@ def _judge(one: Certificate, x: Tensor, point: Tensor, voter: Voter, samples: in
     cls = int(votes.argmax()) if one.predict == ABSTAIN else one.predict
     told: dict[str, Any] = {}
     if one.predict != ABSTAIN and one.radius > 0:
-        distance = distance_within(x, point, one.radius)
+        distance = distance_within(x, point, one.radius, certified_norm(voter.noise.kind))
         there = predict_votes(voter, one.id, point.double().numpy(), samples=samples)
         told = {
             "distance": distance, "attacked": verdict(there, alpha), "attacked_share": float(there[cls]) / samples
@@ -233,21 +233,6 @@ def _keep(path: Path, point: Tensor) -> None:
     durable.replace(path, content.getvalue())
 
 
-def _read(path: Path) -> dict[int, InsideResult]:
-    """Finished examples; a line cut off by a crash is left out."""
-    if not path.is_file():
-        return {}
-    content, found = path.read_bytes(), dict[int, InsideResult]()
-    durable.cut(path, content.rfind(b"\n") + 1)
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
-        try:
-            one = InsideResult(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise RecordError(f"{path}, line {number}, cannot be read: {error}.") from None
-        found[one.id] = one
-    return found
-
-
 def _totals(held: Certification, found: Sequence[InsideResult]) -> dict[str, Any]:
     """Certified, attacked and clean accuracy of the same examples; an abstention is wrong."""
     n, rows = len(found), []
@@ -262,7 +247,7 @@ def _totals(held: Certification, found: Sequence[InsideResult]) -> dict[str, Any
     tried = [one for one in found if one.distance is not None]
     mean = {key: float(np.mean([getattr(one, key) for one in tried])) for key in ("share", "attacked_share") if tried}
     return {
-        "classifier": held.spec.classifier, "n": n, "attacked": len(tried),
+        "classifier": held.spec.classifier, "norm": held.spec.norm, "n": n, "attacked": len(tried),
         "broken": [one.id for one in tried if one.broken], "expected_false": held.spec.alpha * len(tried), **mean,
         "rows": rows,
     }  # fmt: skip
@@ -275,7 +260,7 @@ def attack_lines(found: dict[str, Any]) -> list[str]:
         for row in found["rows"]
     ]
     broken = ", ".join(map(str, found["broken"])) or "none"
-    lines = tables.aligned([["radius", "certified, %", "attacked, %", "clean, %"], *cells])
+    lines = tables.aligned([[f"radius, {found['norm']}", "certified, %", "attacked, %", "clean, %"], *cells])
     lines.append(
         f"{found['classifier']}: {found['attacked']} of {found['n']} examples attacked within their radii; broken: "
         f"{broken} (at alpha = {found['alpha']:g} at most {found['expected_false']:.2g} false ones are expected)"

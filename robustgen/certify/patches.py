@@ -1,29 +1,34 @@
-"""Accuracy certified against square patches, by double masking or by votes over ablations: from names to figures."""
+"""Certificates against square patches, by double masking or by votes over ablations: what is asked, and one image."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from robustgen.ablation import UNKNOWN, Ablation, AblationNet
 from robustgen.certify.derandomized import ablated_votes, certified_by_votes, check_theta, winner
 from robustgen.certify.patchcleanser import certify_patches, double_masking, mask_set
-from robustgen.classifiers import Classifier, check_classifier, load_classifier
-from robustgen.data import load_data, parse_ids
-from robustgen.environment import pick_device
+from robustgen.classifiers import Classifier
 from robustgen.errors import SpecError, unknown_name
-from robustgen.progress import Progress
-from robustgen.statistics import proportion
 
-__all__ = ["METHODS", "PatchRequest", "ablated_value", "measure_patches", "patch_lines"]
+__all__ = [
+    "METHODS",
+    "Answer",
+    "Defence",
+    "PatchRequest",
+    "ablated_value",
+    "check_patches",
+    "make_defence",
+    "patch_lines",
+]
 
 METHODS = ("masks", "band", "block")
-_ROWS = 50  # images in one part
+_MASKED = 64  # masked images sent at once: many of an image that cannot be certified are never sent
+Answer = tuple[int, bool]  # class, and whether the image is certified to keep its label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,53 +59,16 @@ class PatchRequest:
         return Ablation(kind="block" if self.method == "block" else self.axis, size=self.size)
 
 
-def measure_patches(request: PatchRequest, *, device: str, progress: Progress) -> dict[str, Any]:
-    """Certified accuracy against the side of the patch, beside the accuracy of the defended classifier without one.
-
-    Args:
-        request: what is asked.
-        device: "auto", "cpu", "cuda" or "mps".
-        progress: told how the work goes.
-
-    Raises:
-        SpecError, ArtifactError: a wrong request; nothing has been computed.
-    """
-    _check_values(request)
-    where, dataset = pick_device(device), load_data(request.data, data_dir=request.data_dir)
-    ids = parse_ids(None, request.n, len(dataset), dataset.name)
-    defence: _Masks | _Votes = (_Masks if request.method == "masks" else _Votes)(request, dataset.shape)
-    model = load_classifier(request.classifier, weights=request.weights, shape=dataset.shape).to(where)
-    check_classifier(model, dataset.batch(ids[:64])[0].to(where), torch.as_tensor(dataset.labels[ids]))
-    settings = defence.settings(model)
-    plain, sums = 0, [(0, 0)] * len(request.patches)
-    progress.start("certify", len(ids))
-    for at in range(0, len(ids), _ROWS):
-        x, y = (part.to(where) for part in dataset.batch(ids[at : at + _ROWS]))
-        with torch.no_grad():
-            plain += int((model(x).argmax(1) == y).sum())
-        found = defence.scores(model, x, y)
-        sums = [(a + int(b.sum()), c + int(d.sum())) for (a, c), (b, d) in zip(sums, found, strict=True)]
-        progress.advance(min(at + _ROWS, len(ids)), ", ".join(f"{certified} certified" for _, certified in sums))
-    rows = []
-    for patch, told, counts in zip(request.patches, defence.rows, sums, strict=True):
-        clean, certified = (asdict(proportion(count, len(ids))) for count in counts)
-        rows.append({"patch": patch, **told, "clean": clean, "certified": certified})
-    return {
-        "classifier": model.card.name, "method": request.method, **settings, "n": len(ids),
-        "clean": asdict(proportion(plain, len(ids))), "rows": rows,
-    }  # fmt: skip
-
-
 def patch_lines(found: dict[str, Any]) -> list[str]:
-    """What `measure_patches` found, a line a side, for reading."""
+    """What `certify_against_patches` found, a line a side, for reading."""
     lines = [
         f"{found['classifier']}, {found['n']} images, right on whole images: {100 * found['clean']['value']:.1f} %"
     ]
     if "fill" in found:
         kept = (
             f"a {found['size']} x {found['size']} block"
-            if found["kind"] == "block"
-            else f"{found['size']} {found['kind']}"
+            if found["ablation"] == "block"
+            else f"{found['size']} {found['ablation']}"
         )
         known = "unknown to the network" if found["fill"] == UNKNOWN else f"of value {found['fill']:g}"
         lines.append(f"votes over all ablations that keep {kept}, threshold {found['theta']:g}; ablated pixels {known}")
@@ -132,13 +100,43 @@ def ablated_value(classifier: Classifier, fill: float | None) -> float:
     return UNKNOWN
 
 
-def _check_values(request: PatchRequest) -> None:
+def check_patches(request: PatchRequest) -> None:
+    """Refuse what can be seen to be wrong without data or network.
+
+    Raises:
+        SpecError: another method or axis, a size, threshold or fill that cannot be.
+    """
     if request.method not in METHODS:
         raise unknown_name("method", request.method, METHODS)
     if request.fill is not None and not math.isfinite(request.fill):
         raise SpecError(f"--fill must be a number, such as 0 or the mean of the data, got {request.fill}.")
     check_theta(request.theta)
     request.ablation()
+
+
+class Defence(Protocol):
+    """A way to classify and certify, for patches of several sides.
+
+    Attributes:
+        rows: for each side, what is to be told of it.
+    """
+
+    rows: list[dict[str, Any]]
+
+    def settings(self, model: Classifier) -> dict[str, Any]:
+        """What the answers depend on; asked before `answers`."""
+
+    def answers(self, model: Classifier, x: Tensor, y: Tensor) -> list[Answer]:
+        """For each side, of one image x (1, C, H, W) with the label y (1,)."""
+
+
+def make_defence(request: PatchRequest, shape: tuple[int, int, int]) -> Defence:
+    """The one that was asked for, for images (C, H, W).
+
+    Raises:
+        SpecError: sides, masks or ablations that do not fit the images.
+    """
+    return (_Masks if request.method == "masks" else _Votes)(request, shape)
 
 
 class _Masks:
@@ -150,12 +148,13 @@ class _Masks:
         self.rows: list[dict[str, Any]] = [{"masks": len(masks.keep)} for masks in self.sets]
 
     def settings(self, model: Classifier) -> dict[str, Any]:
-        """What the figures depend on."""
         return {"per_axis": self.per_axis}
 
-    def scores(self, model: Classifier, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """For each side (B,) bool whether the answer is right, and whether it is certified to stay so."""
-        return [(double_masking(model, x, one) == y, certify_patches(model, x, y, one)) for one in self.sets]
+    def answers(self, model: Classifier, x: Tensor, y: Tensor) -> list[Answer]:
+        return [
+            (int(double_masking(model, x, one)), bool(certify_patches(model, x, y, one, batch_size=_MASKED)))
+            for one in self.sets
+        ]
 
 
 class _Votes:
@@ -168,13 +167,12 @@ class _Votes:
         self.rows: list[dict[str, Any]] = [{"ablations": count, "touched": touched} for touched in self.touched]
 
     def settings(self, model: Classifier) -> dict[str, Any]:
-        """What the figures depend on."""
         fill = self.fill = ablated_value(model, self.fill)
-        return {"kind": self.ablation.kind, "size": self.ablation.size, "theta": self.theta, "fill": fill}
+        return {"ablation": self.ablation.kind, "size": self.ablation.size, "theta": self.theta, "fill": fill}
 
-    def scores(self, model: Classifier, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """For each side (B,) bool whether the answer is right, and whether it is certified to stay so."""
+    def answers(self, model: Classifier, x: Tensor, y: Tensor) -> list[Answer]:
         assert self.fill is not None  # `settings` was asked before
         votes = ablated_votes(model, x, self.ablation, theta=self.theta, fill=self.fill)
-        right = winner(votes) == y
-        return [(right, right & certified_by_votes(votes, touched)) for touched in self.touched]
+        answer = winner(votes)
+        right = bool(answer == y)
+        return [(int(answer), right and bool(certified_by_votes(votes, touched))) for touched in self.touched]

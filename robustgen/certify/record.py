@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,18 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from robustgen.certify.bounds import certified_norm
 from robustgen.certify.certify import Certificate
 from robustgen.certify.design import Design, make_design
+from robustgen.certify.folder import parse_lines, read_object
 from robustgen.certify.logs import CertificationLog, read_log
 from robustgen.certify.noise import GridNoise
 from robustgen.certify.report import measured
 from robustgen.errors import RecordError, SpecError
 from robustgen.fields import POSITIVE, SEED, TEXT, WHOLE, Rule, check_value, each, number
 from robustgen.spec import Spec
+from robustgen.threat import Norm
 
 __all__ = [
     "Certification", "CertificationSpec", "as_log", "gather_logs", "holds_certification", "load_certification",
-    "read_certificates", "read_object", "read_spec", "summarise",
+    "read_certificates", "read_spec", "summarise",
 ]  # fmt: skip
 
 JOURNAL = "certificates.jsonl"
@@ -78,9 +80,9 @@ class CertificationSpec(Spec):
         return "certification"
 
     @property
-    def norm(self) -> str:
+    def norm(self) -> Norm:
         """Of the radii: normal noise certifies in L2, the others in L1."""
-        return "l2" if self.noise == "normal" else "l1"
+        return certified_norm(self.noise)
 
     def design(self, pixels: int) -> Design:
         """Looks and boundaries for images of so many pixels."""
@@ -180,22 +182,7 @@ def read_certificates(folder: Path) -> list[Certificate]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} cannot be read: {error}.") from None
-    return parse_lines(text, path)
-
-
-def parse_lines(text: str, path: Path) -> list[Certificate]:
-    """Certificates, one a line.
-
-    Raises:
-        RecordError: a line that cannot be read; its number is named.
-    """
-    found = []
-    for place, line in enumerate(text.splitlines(), 1):
-        try:
-            found.append(Certificate.from_line(line))
-        except (ValueError, TypeError, SpecError) as error:
-            raise RecordError(f"{path}, line {place}, cannot be read: {error}") from None
-    return found
+    return parse_lines(text, path, Certificate.from_line)
 
 
 def summarise(
@@ -237,18 +224,3 @@ def gather_logs(paths: Sequence[Path], *, pixels: int | None = None) -> list[Cer
         pixels: of the images behind files, channels included, or None.
     """
     return [load_certification(path).log() if path.is_dir() else read_log(path, pixels=pixels) for path in paths]
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        RecordError: it cannot be read, or holds something else.
-    """
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(held, dict):
-        raise RecordError(f"{path}: expected a JSON object, got {type(held).__name__}.")
-    return held

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from robustgen.cards import Card, bundled_cards
+from robustgen.certify.folder import slug
 from robustgen.certify.record import CertificationSpec
 from robustgen.certify.report import parse_radii
 from robustgen.certify.run import recorded_precision, run_certification
@@ -77,7 +78,7 @@ def certify_request(
     check_classifier(classifier, x, y)
     check_base(classifier, x)
     spec = _spec(request, radii, dataset, ids, classifier, generator)
-    stem = f"certify-{dataset.name.replace(':', '-')}-{_slug(spec)}"
+    stem = f"certify-{dataset.name.replace(':', '-')}-{slug(spec.classifier)}"
     asked = request.precision
     if asked == "auto":
         folders = sorted(Path("runs").glob(f"{stem}-*")) if out is None else [out]
@@ -136,7 +137,3 @@ def _spec(
 def _classes(base: nn.Module, x: torch.Tensor) -> int:
     with torch.no_grad():
         return int(base(x[:1]).shape[1])
-
-
-def _slug(spec: CertificationSpec) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in spec.classifier.rpartition("/")[2])

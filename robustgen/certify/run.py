@@ -21,16 +21,8 @@ from torch import nn
 
 from robustgen import durable
 from robustgen.certify.certify import Certificate, certify
-from robustgen.certify.record import (
-    JOURNAL,
-    CertificationSpec,
-    as_log,
-    parse_lines,
-    read_certificates,
-    read_object,
-    read_spec,
-    summarise,
-)
+from robustgen.certify.folder import check_same, claim, read_object, whole_lines
+from robustgen.certify.record import JOURNAL, CertificationSpec, as_log, read_certificates, read_spec, summarise
 from robustgen.certify.votes import Voter
 from robustgen.data import Dataset
 from robustgen.environment import describe_environment
@@ -73,7 +65,7 @@ def run_certification(
         SpecError: it is in use, or the base's output is not finite.
     """
     if (folder / "record.json").is_file():
-        _check_same(folder, spec)
+        check_same(folder, spec)
         record = read_object(folder / "record.json")
         if "journal_sha256" in record:  # else of an earlier version: its totals are made anew, from its lines
             progress.note(f"this certification was finished before; its record is read from {folder}.")
@@ -91,25 +83,9 @@ def run_certification(
 
 
 def _open(folder: Path, spec: CertificationSpec, ranks: Ranks) -> durable.FolderLock | None:
-    lock = None
-    if ranks.first:
-        with durable.disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            if (folder / "spec.json").is_file():
-                _check_same(folder, spec)
-            lock = durable.FolderLock(folder)
-            if not (folder / "spec.json").is_file():
-                durable.write_json(folder / "spec.json", asdict(spec))
+    lock = claim(folder, spec) if ranks.first else None
     ranks.gather(None)
     return lock
-
-
-def _check_same(folder: Path, spec: CertificationSpec) -> None:
-    differing = spec.differences(read_spec(folder))
-    if differing:
-        raise RecordError(
-            f"--out: {folder} holds another certification (asked / there: {'; '.join(differing)}); name another folder."
-        )
 
 
 def _work(
@@ -153,10 +129,7 @@ def _recover(folder: Path) -> list[Certificate]:
     """
     found = dict[int, Certificate]()
     for path in sorted(folder.glob("certificates*.jsonl")):
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        durable.cut(path, whole)
-        found |= {one.id: one for one in parse_lines(content[:whole].decode("utf-8", "replace"), path)}
+        found |= {one.id: one for one in whole_lines(path, Certificate.from_line)}
     return [found[id_] for id_ in sorted(found)]
 
 
