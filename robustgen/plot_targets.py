@@ -67,7 +67,6 @@ def draw_targets(record: RunRecord, class_names: Sequence[str]) -> Figure:
         figure = Figure(figsize=(min(12, 3 + 0.55 * columns), min(12, 2.2 + 0.45 * rows)), layout="constrained")
         axes = figure.add_subplot()
         image = axes.imshow(np.array(rates, dtype=float), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        image.cmap.set_bad("white")
         figure.colorbar(image, ax=axes, label="share reached", fraction=0.05)
         axes.set(xlabel="target", ylabel="label")
         if columns <= _NAMED:

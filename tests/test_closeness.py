@@ -41,7 +41,7 @@ def test_no_weight_is_no_change() -> None:
 @pytest.mark.parametrize("text", ["pgd:steps=400:rel_step=0.004", "apgd-ce:steps=200"])
 @pytest.mark.parametrize("weight", [0.5, 2.0])
 def test_where_the_two_terms_balance(text: str, weight: float) -> None:
-    """On the margin of two linear classes, a constant slope w, the optimum is x + w / (2 lambda), as long as it is inside.
+    """On the margin of two linear classes, of constant slope w, the optimum inside the ball is x + w / (2 lambda).
 
     Towards the other class nothing but the weight says where to stop: the judge is not asked.
     """

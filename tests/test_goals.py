@@ -23,8 +23,9 @@ from robustgen.registry import ATTACKS
 from robustgen.threat import ThreatModel
 from tests.helpers import Linear, make_convnet, make_images, make_linear
 
-INSIDE = ["fgsm", "pgd:steps=40", "pgd:steps=40:loss=margin", "apgd-ce:steps=40", "apgd-dlr:steps=40", "apgd-t:steps=40:restarts=1",
-          "fmn:steps=40", "fmn-t:steps=40:restarts=1", "fab-t:steps=20:restarts=1", "square:steps=400"]  # fmt: skip
+INSIDE = ["fgsm", "pgd:steps=40", "pgd:steps=40:loss=margin", "apgd-ce:steps=40", "apgd-dlr:steps=40",
+          "apgd-t:steps=40:restarts=1", "fmn:steps=40",
+          "fmn-t:steps=40:restarts=1", "fab-t:steps=20:restarts=1", "square:steps=400"]  # fmt: skip
 FREE = ["fmn:steps=150", "fmn-t:steps=150:restarts=1", "ddn:steps=300:loss=margin", "cw", "fab-t:steps=60:restarts=1"]
 REFUSE = {"deepfool", "fab", "malt"}  # they choose the classes themselves
 
@@ -138,7 +139,7 @@ def test_two_classes_are_the_untargeted_problem() -> None:
 @pytest.mark.parametrize("classes", [2, 3, 8, 1000])
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_losses_towards_a_goal(name: str, classes: int) -> None:
-    """float64 formulas; each is increasing in the goal's logit, and but for cross-entropy positive exactly at success."""
+    """float64 formulas; all but the cross-entropy are positive exactly at success."""
     z = torch.randn(16, classes, dtype=torch.float64, generator=torch.Generator().manual_seed(classes))
     goal = torch.arange(16) % classes
     rest = z.scatter(1, goal[:, None], -torch.inf).amax(1)

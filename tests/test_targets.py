@@ -313,7 +313,8 @@ def test_picture_says_what_the_record_says(everywhere: Path) -> None:
 def test_command_line(task: Path, everywhere: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table shows the matrix, --json the counts; commands for untargeted runs say why they do not take it."""
     typed = ["eval", f"python:{task}/net.py:make", "--data", f"npz:{task}/data.npz", "--threat", "linf:8/255",
-             "--attacks", ATTACKED["attacks"], "--precision", "float32", "--goal", "all", "--out", str(everywhere)]  # fmt: skip
+             "--attacks", ATTACKED["attacks"], "--precision", "float32", "--goal", "all",
+             "--out", str(everywhere)]  # fmt: skip
     assert _run(typed) == 0
     out = capsys.readouterr().out
     assert "target reached" in out
@@ -324,6 +325,7 @@ def test_command_line(task: Path, everywhere: Path, tmp_path: Path, capsys: pyte
     for command in (
         ["compare", str(everywhere), str(everywhere)],
         ["export", str(everywhere), "--format", "robustbench"],
+        ["score", str(everywhere)],
     ):
         assert _run(command) == 2
         assert "was made with --goal all" in capsys.readouterr().err
