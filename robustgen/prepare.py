@@ -33,7 +33,7 @@ from robustgen.rng import ExampleRng
 from robustgen.spec import RunSpec, compact_ids
 from robustgen.threat import ThreatModel
 
-__all__ = ["DEFAULT_BATCH", "Job", "Request", "prepare"]
+__all__ = ["DEFAULT_BATCH", "Job", "Request", "default_data", "prepare"]
 
 DEFAULT_BATCH = 250
 _PROBE_ROWS = 64
@@ -121,7 +121,7 @@ def prepare(
     # names and parameters, before any file
     goal = _goal_of(request, _plan_of(request, threats[0] if threats else _any_threat(request)))
     data_dir = None if request.data_dir is None else Path(request.data_dir)
-    dataset = load_data(_default_data(request.classifier) if request.data is None else request.data, data_dir=data_dir)
+    dataset = load_data(default_data(request.classifier) if request.data is None else request.data, data_dir=data_dir)
     ids = _choose_ids(request, dataset)
     classifier = _load(request, dataset).to(where)
     threats = threats or goal_threats(_default_threat(classifier, dataset, request.report), request.report)
@@ -310,7 +310,7 @@ def _choose_ids(request: Request, dataset: Dataset) -> list[int]:
     return parse_ids(ids, request.n, len(dataset), dataset.name)
 
 
-def _default_data(classifier: str | nn.Module) -> str:
+def default_data(classifier: str | nn.Module) -> str:
     """The data that the card names; the embedded images for Fashion-MNIST, or where no card says."""
     if isinstance(classifier, nn.Module):
         return _EMBEDDED
