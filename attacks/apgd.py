@@ -6,16 +6,18 @@ and L2 are here; an l1 threat is climbed as `apgd_l1.py` says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robustgen.attacks import apgd_l1
 from robustgen.attacks.ascent import A, Ascent, keep_best
-from robustgen.attacks.base import Query, QueryModel, State
+from robustgen.attacks.base import SILENT_BY_DEFAULT, Query, QueryModel, State, stay_close
 from robustgen.attacks.losses import CE, DLR, Loss, TargetedDLR, ranked_classes
 from robustgen.errors import SpecError
+from robustgen.fields import NOT_NEGATIVE, check_value
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel, per_row
@@ -55,12 +57,15 @@ class APGD:
     restarts: int = 1
     loss: Loss = CE()
     patience: int = 0  # queries between two looks at whether a restart is worth going on with; 0 for no look
+    closeness: float = field(default=0.0, metadata=SILENT_BY_DEFAULT)  # weight of the squared distance to x
+    takes_goal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
             raise SpecError(f"apgd: steps and restarts must be >= 1, got {self.steps} and {self.restarts}.")
         if self.patience < 0:
             raise SpecError(f"apgd: patience must be >= 0, got {self.patience}.")
+        check_value("apgd: closeness", self.closeness, NOT_NEGATIVE)
 
     @property
     def rounds(self) -> int:
@@ -70,16 +75,20 @@ class APGD:
         """(B,) int64: the class that the loss aims at; y where it aims at none."""
         return y
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> Ascent:
-        target = self.aim(oracle, x, y, threat, rng)
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> Ascent:  # fmt: skip
+        target = self.aim(oracle, x, y, threat, rng) if goal is None else goal
         if threat.norm == "l1":
-            return apgd_l1.start(x, y, threat, rng, target)
-        return _start(x, y, threat, rng, target, self.steps)
+            return apgd_l1.start(x, y, threat, rng, target, goal)
+        return _start(x, y, threat, rng, target, self.steps, goal)
 
     def step(self, oracle: QueryModel, s: State) -> Ascent:
         """Query x^(k+1), update the best point and the step size, and propose x^(k+2)."""
         assert isinstance(s, Ascent)
-        query = oracle.grad(s.x_next, s.y, lambda logits, y: self.loss(logits, y, s.target))
+        query = oracle.grad(s.x_next, s.y, s.aimed(self.loss, s.target))
+        query = stay_close(query, s.x_next, s.x, self.closeness)
         if isinstance(s, apgd_l1.SparseAscent):
             return self._give_up(apgd_l1.climb(s, query, self.steps))
         assert isinstance(s, APGDState)
@@ -99,7 +108,9 @@ class APGD:
         return replace(s, i=torch.where(hopeless, self.rounds, s.i), gap_seen=torch.where(due, s.gap_min, s.gap_seen))
 
 
-def _start(x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, target: Tensor, steps: int) -> APGDState:
+def _start(
+    x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, target: Tensor, steps: int, goal: Tensor | None
+) -> APGDState:
     start = threat.random_start(x, rng, surface=True)
     zero = x.new_zeros(len(x))
     return APGDState.start(
@@ -108,7 +119,7 @@ def _start(x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, target: T
         f_max=zero - torch.inf, f_prev=zero, f_max_checked=zero, rises=zero,
         eta=zero + 2 * threat.eps, halved=torch.ones_like(y, dtype=torch.bool),
         window=torch.full_like(y, max(int(0.22 * steps), 1)), since=torch.zeros_like(y),
-        target=target, gap_seen=zero, gap_min=zero + torch.inf,
+        target=target, gap_seen=zero, gap_min=zero + torch.inf, goal=goal,
     )  # fmt: skip
 
 
@@ -169,7 +180,8 @@ class APGDT(APGD):
     """APGD on the targeted difference of logits ratio, eq. (7): one restart for each of the nearest classes.
 
     Restart r aims at the class with the r-th largest logit among the wrong ones at the clean image, as AutoAttack does.
-    With fewer wrong classes than restarts the order begins again, each time from another random start.
+    With fewer wrong classes than restarts the order begins again, each time from another random start. With a goal
+    every restart aims at that class, each from another start.
     """
 
     restarts: int = 9

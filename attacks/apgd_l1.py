@@ -49,13 +49,15 @@ def phases(steps: int) -> tuple[int, int, int]:
     return first, second, steps - first - second
 
 
-def start(x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, target: Tensor) -> SparseAscent:
+def start(
+    x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, target: Tensor, goal: Tensor | None = None
+) -> SparseAscent:
     """Gaussian noise around x (B, C, H, W), projected into the largest ball."""
     idle, zero = torch.zeros_like(y), torch.zeros_like(x)
     s = SparseAscent.start(
         x, y, threat, rng,
         x_next=threat.scaled(_RADII[0]).random_start(x, rng, surface=True), x_max=x, grad_max=zero,
-        f_max=x.new_full((len(x),), -torch.inf), eta=idle.float(), target=target,
+        f_max=x.new_full((len(x),), -torch.inf), eta=idle.float(), target=target, goal=goal,
         gap_seen=idle.float(), gap_min=x.new_full((len(x),), torch.inf),
         phase=idle, k=idle, moved=idle, density=idle.float(),
     )  # fmt: skip

@@ -35,7 +35,7 @@ A = TypeVar("A", bound=Ascent)
 def keep_best(s: A, query: Query) -> A:
     """x_max, f_max and the gradient there, and the gap to the target, after x_next was queried."""
     better = query.loss > s.f_max
-    gap = _gap(query.logits, s.y, s.target)
+    gap = _gap(s, query.logits)
     here = per_row(better, s.x)
     return replace(
         s,
@@ -47,7 +47,9 @@ def keep_best(s: A, query: Query) -> A:
     )
 
 
-def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """(B,) z_y - z_t; the margin where the target is y."""
-    towards: Tensor = (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None])).squeeze(1)
-    return torch.where(target == y, margin(logits, y), towards)
+def _gap(s: Ascent, logits: Tensor) -> Tensor:
+    """(B,) z_y - z_t; the margin where the target is y, or where there is a goal."""
+    if s.goal is not None:
+        return s.gap(logits)
+    towards: Tensor = (logits.gather(1, s.y[:, None]) - logits.gather(1, s.target[:, None])).squeeze(1)
+    return torch.where(s.target == s.y, margin(logits, s.y), towards)

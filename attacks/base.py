@@ -8,13 +8,28 @@ from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from robustgen.attacks.losses import LossFn
+from robustgen.attacks.losses import Loss, LossFn, goal_margin, margin
 from robustgen.rng import ExampleRng
 from robustgen.threat import Norm, ThreatModel, per_row
 
-__all__ = ["Attack", "MinimumNorm", "Query", "QueryModel", "Rows", "State", "start_again"]
+__all__ = [
+    "SILENT_BY_DEFAULT",
+    "Attack",
+    "MinimumNorm",
+    "Query",
+    "QueryModel",
+    "Rows",
+    "State",
+    "Targetable",
+    "start_again",
+    "stay_close",
+]
 
 T = TypeVar("T")
+
+SILENT_BY_DEFAULT = {"silent": True}
+"""Metadata of a hyper-parameter that came later: at its default no protocol string names it, so that those of old runs
+stay what they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,7 @@ class State(Rows):
         i: (B,) int64, rounds each row has done.
         x_adv: (B, C, H, W), the point that the last round queried.
         logits: (B, K) float32, what the oracle answered there; zeros before the first round.
+        goal: (B,) int64, the one class that counts as success; None where every class but y does.
     """
 
     x: Tensor
@@ -90,12 +106,28 @@ class State(Rows):
     i: Tensor
     x_adv: Tensor
     logits: Tensor
+    goal: Tensor | None = None
 
     @classmethod
     def start(cls, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, **own: Any) -> Self:
-        """Rows that nobody has queried yet, with the attack's `own` fields."""
+        """Rows that nobody has queried yet, with the attack's `own` fields, and `goal` where there is one."""
         idle = torch.zeros_like(y)
         return cls(x=x, y=y, threat=threat, rng=rng, i=idle, x_adv=x, logits=x.new_zeros(len(x), 1), **own)
+
+    def reached(self, logits: Tensor) -> Tensor:
+        """(B,) bool: these logits (B, K) are a success: the goal is predicted, or without one anything but y."""
+        return logits.argmax(1) != self.y if self.goal is None else logits.argmax(1) == self.goal
+
+    def gap(self, logits: Tensor) -> Tensor:
+        """(B,) how far these logits (B, K) are from a success: positive until then; z_y - max z_i without a goal."""
+        return margin(logits, self.y) if self.goal is None else goal_margin(logits, self.goal)
+
+    def aimed(self, loss: Loss, target: Tensor | None = None) -> LossFn:
+        """The loss as the rows ascend it: towards their goal; without one away from y, or towards `target` (B,)."""
+        goal = self.goal
+        if goal is not None:
+            return lambda logits, _y: loss.towards(logits, goal)
+        return loss if target is None else lambda logits, y: loss(logits, y, target)
 
     def ended(self, rounds: int) -> Tensor:
         """(B,) bool: rows whose restart is over, of so many rounds at most; an attack may end one sooner."""
@@ -150,6 +182,42 @@ class MinimumNorm(Attack, Protocol):
     @property
     def takes_eps(self) -> bool:
         """Whether it also attacks inside an eps, where the first success ends it."""
+
+
+@runtime_checkable
+class Targetable(Attack, Protocol):
+    """An attack that can be told which class the prediction must become.
+
+    Its `init` takes one argument more, `goal` (B,) int64 or None, hands it to `State.start`, and the attack asks
+    `State.reached`, `State.gap` and `State.aimed` in place of argmax, margin and loss.
+    """
+
+    @property
+    def takes_goal(self) -> bool:
+        """Whether it does; False where an attack derived from one that does chooses its classes itself."""
+
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> State:  # fmt: skip
+        """As of any attack."""
+
+
+def stay_close(query: Query, x: Tensor, start: Tensor, weight: float) -> Query:
+    """The query at x (B, C, H, W) for the loss minus weight * ||x - start||^2, so that it pays to stay near the start.
+
+    Args:
+        query: for the loss alone.
+        x, start: (B, C, H, W) in [0, 1].
+        weight: lambda >= 0, per squared pixel of [0, 1]; 0 gives the query back as it is.
+
+    Source: Szegedy et al. 2014, arXiv:1312.6199, section 4.1 (a distance and a class term, weighed against each other).
+    """
+    if weight == 0:
+        return query
+    away = x - start
+    loss = query.loss - weight * away.square().flatten(1).sum(1)
+    return Query(loss, query.grad - 2 * weight * away, query.logits)
 
 
 def start_again(x: Tensor, rng: ExampleRng) -> Tensor:

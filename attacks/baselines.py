@@ -22,10 +22,14 @@ class Clean:
     """No attack: queries the images as they are."""
 
     restarts: ClassVar[int] = 1
+    takes_goal: ClassVar[bool] = True
     rounds: ClassVar[int] = 1
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> State:
-        return State.start(x, y, threat, rng)
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> State:  # fmt: skip
+        return State.start(x, y, threat, rng, goal=goal)
 
     def step(self, oracle: QueryModel, s: State) -> State:
         return replace(s, x_adv=s.x, logits=oracle.logits(s.x), i=s.i + 1)
@@ -38,6 +42,7 @@ class RandomNoise:
 
     steps: int = 100
     restarts: ClassVar[int] = 1
+    takes_goal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -47,8 +52,11 @@ class RandomNoise:
     def rounds(self) -> int:
         return self.steps
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> State:
-        return State.start(x, y, threat, rng)
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> State:  # fmt: skip
+        return State.start(x, y, threat, rng, goal=goal)
 
     def step(self, oracle: QueryModel, s: State) -> State:
         x_adv = s.threat.random_start(s.x, s.rng, step=s.i)

@@ -45,8 +45,8 @@ class CWState(State):
 class CW:
     """min ||x' - x||^2 + c f(x') over w with x' = (tanh w + 1) / 2, by Adam, and binary search for c.
 
-    Source: Carlini & Wagner 2017, arXiv:1608.04644, sections V.B (f_6, kappa = 0) and VI.A; untargeted, with the
-    search for c of the authors' code.
+    Source: Carlini & Wagner 2017, arXiv:1608.04644, sections V.B (f_6, kappa = 0) and VI.A; towards a goal, or
+    untargeted, with the search for c of the authors' code.
     Differs: for few queries c begins at 1 (their code: 0.001), with 200 steps for each from 0.05 down to 0 by a cosine
     (10,000 of 0.01), no early end, and 0.999 in place of 0.999999 where an image meets the walls, beyond which steps of
     w do nothing. Restarts after the first begin at random, up to a tenth away in every value.
@@ -59,6 +59,7 @@ class CW:
     c: float = 1.0  # the first
     nearest_in: ClassVar[tuple[Norm, ...]] = ("l2",)
     takes_eps: ClassVar[bool] = False
+    takes_goal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if min(self.steps, self.searches, self.restarts) < 1:
@@ -73,10 +74,13 @@ class CW:
     def rounds(self) -> int:
         return self.steps * self.searches
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> CWState:
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> CWState:  # fmt: skip
         w, zero, none = torch.atanh((2 * start_again(x, rng) - 1) * _INSIDE), x.new_zeros(len(x)), torch.zeros_like(x)
         return CWState.start(
-            x, y, threat, rng, w=w, w0=w, m=none, v=none,
+            x, y, threat, rng, goal=goal, w=w, w0=w, m=none, v=none,
             c=zero + self.c, low=zero, high=zero + math.inf, hit=torch.zeros_like(y, dtype=torch.bool),
         )  # fmt: skip
 
@@ -84,7 +88,7 @@ class CW:
         """Query x', take a step of Adam; at the end of a search the next c, and back to the start."""
         assert isinstance(s, CWState)
         x_adv = (torch.tanh(s.w) + 1) / 2
-        query = oracle.grad(x_adv, s.y, Margin())
+        query = oracle.grad(x_adv, s.y, s.aimed(Margin()))
         away = -per_row(s.c * (query.loss < 0), s.x) * query.grad  # c times the gradient of f = max(-margin loss, 0)
         slope = (2 * (x_adv - s.x) + away) * (1 - torch.tanh(s.w).square()) / 2
         t = per_row(s.i % self.steps + 1, s.x).to(slope.dtype)
@@ -92,7 +96,7 @@ class CW:
         v = torch.lerp(slope.square(), s.v, _BETA2)
         rate = self.rate * (1 + torch.cos(math.pi * (t - 1) / self.steps)) / 2
         w = s.w - rate * (m / (1 - _BETA1**t)) / ((v / (1 - _BETA2**t)).sqrt() + _ADAM)
-        hit = s.hit | (query.logits.argmax(1) != s.y)
+        hit = s.hit | s.reached(query.logits)
         moved = replace(s, x_adv=x_adv, logits=query.logits, w=w, m=m, v=v, hit=hit, i=s.i + 1)
         return self._search(moved)
 

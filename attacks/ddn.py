@@ -32,7 +32,7 @@ class DDNState(State):
 @register_attack("ddn")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DDN:
-    """Algorithm 1, untargeted, for the nearest image in L2.
+    """Algorithm 1, for the nearest image in L2; with a goal the targeted form of it.
 
     Source: Rony et al. 2019, arXiv:1811.09600, Algorithm 1, with gamma 0.05, epsilon_0 = 1 and alpha annealed from 1 to
     0.01 by a cosine.
@@ -47,6 +47,7 @@ class DDN:
     loss: Loss = CE()
     nearest_in: ClassVar[tuple[Norm, ...]] = ("l2",)
     takes_eps: ClassVar[bool] = False
+    takes_goal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -60,18 +61,21 @@ class DDN:
     def rounds(self) -> int:
         return self.steps + 1  # the last point is queried too
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> DDNState:
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> DDNState:  # fmt: skip
         radius = x.new_full((len(x),), self.radius)
-        return DDNState.start(x, y, threat, rng, x_next=start_again(x, rng), radius=radius)
+        return DDNState.start(x, y, threat, rng, goal=goal, x_next=start_again(x, rng), radius=radius)
 
     def step(self, oracle: QueryModel, s: State) -> DDNState:
         """Lines 5 to 13: query x + delta, move delta along the gradient, put it on the sphere of the next radius."""
         assert isinstance(s, DDNState)
-        query = oracle.grad(s.x_next, s.y, self.loss)
+        query = oracle.grad(s.x_next, s.y, s.aimed(self.loss))
         alpha = 0.01 + 0.99 * (1 + torch.cos(math.pi * s.i / self.steps)) / 2
         g = query.grad / per_row(norm_of(query.grad, "l2").clamp(min=_TINY), s.x)
         delta = s.x_next - s.x + per_row(alpha, s.x) * g
-        wrong = query.logits.argmax(1) != s.y
+        wrong = s.reached(query.logits)
         radius = s.radius * torch.where(wrong, 1 - self.gamma, 1 + self.gamma)
         on_sphere = delta * per_row(radius / norm_of(delta, "l2").clamp(min=_TINY), s.x)
         return replace(

@@ -53,6 +53,7 @@ class _FAB:
     beta: float = 0.9  # what the backward step keeps of a perturbation that succeeds
     nearest_in: ClassVar[tuple[Norm, ...]] = ("l2", "linf", "l1")
     takes_eps: ClassVar[bool] = True
+    takes_goal: ClassVar[bool] = False  # without `aim` it crosses whichever boundary is nearest
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -71,12 +72,14 @@ class _FAB:
         return y, rng.restart.to(y.device) > 0
 
     def linearise(self, oracle: QueryModel, s: FABState) -> Query:
-        """f = z_t - z_y, its gradient and the logits at x_i, for the class t of the round."""
-        target = s.target
-        return oracle.grad(s.x_i, s.y, lambda logits, y: TargetedMargin()(logits, y, target))
+        """f = z_t - z_y, its gradient and the logits at x_i, for the class t of the round; z_t - max z_i for a goal."""
+        return oracle.grad(s.x_i, s.y, s.aimed(TargetedMargin(), s.target))
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> FABState:
-        target, elsewhere = self.aim(oracle, x, y, rng)
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> FABState:  # fmt: skip
+        target, elsewhere = self.aim(oracle, x, y, rng) if goal is None else (goal, rng.restart.to(y.device) > 0)
         start = x
         if elsewhere.any():  # on the surface of the ball of half the radius
             if threat.bounded:
@@ -84,7 +87,7 @@ class _FAB:
             else:
                 near = ThreatModel("linf", 0.1).random_start(x, rng)
             start = torch.where(per_row(elsewhere, x), near, x)
-        return FABState.start(x, y, threat, rng, x_i=start, target=target)
+        return FABState.start(x, y, threat, rng, goal=goal, x_i=start, target=target)
 
     def step(self, oracle: QueryModel, s: State) -> FABState:
         """Linearise at x^(i), query x^(i+1), and step back towards x where that is misclassified."""
@@ -92,8 +95,8 @@ class _FAB:
         plane = self.linearise(oracle, s)
         x_next = self._propose(s, plane)
         logits = oracle.logits(x_next)
-        wrong = per_row(logits.argmax(1) != s.y, s.x)
-        at_start = (s.i == 0) & (plane.logits.argmax(1) != s.y)
+        wrong = per_row(s.reached(logits), s.x)
+        at_start = (s.i == 0) & s.reached(plane.logits)
         return replace(
             s,
             x_adv=torch.where(per_row(at_start, s.x), s.x_i, x_next),
@@ -157,9 +160,11 @@ class FABT(_FAB):
 
     Restart r aims at the class with the r-th largest logit among the wrong ones at the clean image, as AutoAttack does,
     and starts at x. With fewer wrong classes than restarts the order begins again, each time from a random start.
+    With a goal every restart aims at that class, those after the first from a random start.
     """
 
     restarts: int = 9
+    takes_goal: ClassVar[bool] = True
 
     def aim(self, oracle: QueryModel, x: Tensor, y: Tensor, rng: ExampleRng) -> tuple[Tensor, Tensor]:
         ranked = ranked_classes(oracle.logits(x), y)

@@ -29,15 +29,19 @@ class FGSM:
 
     loss: Loss = CE()
     restarts: ClassVar[int] = 1
+    takes_goal: ClassVar[bool] = True
     rounds: ClassVar[int] = 2  # the gradient at x, then the verdict at x_adv
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> PGDState:
-        return PGDState.start(x, y, threat, rng, x_next=x)
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> PGDState:  # fmt: skip
+        return PGDState.start(x, y, threat, rng, goal=goal, x_next=x)
 
     def step(self, oracle: QueryModel, s: State) -> PGDState:
         """The first round queries x and moves; the second queries the point it moved to."""
         assert isinstance(s, PGDState)
-        query = oracle.grad(s.x_next, s.y, self.loss)
+        query = oracle.grad(s.x_next, s.y, s.aimed(self.loss))
         moved = s.threat.project(s.x, s.x + s.threat.eps * s.threat.steepest(query.grad))
         x_next = torch.where(per_row(s.i == 0, s.x), moved, s.x_next)
         return replace(s, x_adv=s.x_next, x_next=x_next, logits=query.logits, i=s.i + 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.base import Query, QueryModel, State, start_again
-from robustgen.attacks.losses import Margin, TargetedMargin, ranked_classes
+from robustgen.attacks.losses import LossFn, Margin, TargetedMargin, ranked_classes
 from robustgen.errors import SpecError
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
@@ -64,6 +64,7 @@ class FMN:
     first_step: float = 4.0  # length of the first step, in eps
     nearest_in: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1", "l0")
     takes_eps: ClassVar[bool] = True
+    takes_goal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -79,15 +80,19 @@ class FMN:
         """(B,) int64: the class aimed at; y for none."""
         return y
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> FMNState:
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> FMNState:  # fmt: skip
         start = threat.random_start(x, rng, surface=threat.norm != "l1") if threat.bounded else start_again(x, rng)
         far = x.new_full((len(x),), math.inf)
-        return FMNState.start(x, y, threat, rng, x_next=start, radius=far, best=far, target=self.aim(oracle, x, y, rng))
+        target = self.aim(oracle, x, y, rng) if goal is None else goal
+        return FMNState.start(x, y, threat, rng, goal=goal, x_next=start, radius=far, best=far, target=target)
 
     def step(self, oracle: QueryModel, s: State) -> FMNState:
         """Query x + delta, change the radius by whether it is misclassified, and take a step inside that radius."""
         assert isinstance(s, FMNState)
-        query = oracle.grad(s.x_next, s.y, lambda logits, y: _loss(logits, y, s.target))
+        query = oracle.grad(s.x_next, s.y, s.aimed(Margin()) if s.goal is not None else _loss_to(s.target))
         anneal = (1 + torch.cos(math.pi * s.i / self.steps)) / 2  # from 1 to 0
         gamma = _GAMMA[1] + (_GAMMA[0] - _GAMMA[1]) * anneal
         best, radius = _resize(s, query, gamma)
@@ -113,9 +118,9 @@ class FMN:
         return per_row(alpha / (norm_of(grad, "l2") + _TINY), s.x) * grad
 
 
-def _loss(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """(B,) z_t - z_y; for rows without a target, with the largest wrong logit as z_t."""
-    return torch.where(target == y, Margin()(logits, y), TargetedMargin()(logits, y, target))
+def _loss_to(target: Tensor) -> LossFn:
+    """z_t - z_y; for rows without a target, with the largest wrong logit as z_t."""
+    return lambda logits, y: torch.where(target == y, Margin()(logits, y), TargetedMargin()(logits, y, target))
 
 
 def _free(x: Tensor, grad: Tensor) -> Tensor:
@@ -127,7 +132,7 @@ def _free(x: Tensor, grad: Tensor) -> Tensor:
 def _resize(s: FMNState, query: Query, gamma: Tensor) -> tuple[Tensor, Tensor]:
     """Lines 7 to 13: the smallest misclassified distance, and the radius of the next step."""
     length = norm_of(s.x_next - s.x, s.threat.norm)
-    wrong = query.logits.argmax(1) != s.y
+    wrong = s.reached(query.logits)
     best = torch.where(wrong, torch.minimum(length, s.best), s.best)
     if s.threat.norm == "l0":
         return best, _resize_l0(s, wrong, best, gamma)
@@ -154,7 +159,8 @@ class FMNT(FMN):
     """FMN towards one class: one restart for each of the nearest classes.
 
     Restart r aims at the class with the r-th largest logit among the wrong ones at the clean image; with fewer wrong
-    classes than restarts the order begins again, each time from another random start.
+    classes than restarts the order begins again, each time from another random start. With a goal every restart aims at
+    that class.
     """
 
     restarts: int = 9

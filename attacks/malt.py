@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class MALT(APGDT):
 
     loss: Loss = TargetedMargin()
     candidates: int = 9
+    takes_goal: ClassVar[bool] = False  # its order of classes is all that it adds to APGD-T
 
     def order(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         ranked = ranked_classes(oracle.logits(x), y)[:, : self.candidates]

@@ -6,7 +6,7 @@ from robustgen.attacks.base import Attack, MinimumNorm
 from robustgen.attacks.ddn import DDN
 from robustgen.attacks.fab import FABT
 from robustgen.attacks.fmn import FMN, FMNT
-from robustgen.attacks.plans import Near, Plan, Rung
+from robustgen.attacks.plans import Entry, Near, Plan, Rung, attack_of
 from robustgen.attacks.sigma_zero import SigmaZero
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import ATTACKS, register_plan
@@ -52,11 +52,10 @@ def check_goal(plan: Plan, threat: ThreatModel) -> None:
         SpecError: an attack that needs an eps where there is none, or one that takes none where there is one.
     """
     for entry in (*plan.attacks, *plan.growth):
-        attack = entry.attack if isinstance(entry, Near | Rung) else entry
-        _check_attack(attack, entry, threat)
+        _check_attack(attack_of(entry), entry, threat)
 
 
-def _check_attack(attack: Attack, entry: Attack | Near | Rung, threat: ThreatModel) -> None:
+def _check_attack(attack: Attack, entry: Entry, threat: ThreatModel) -> None:
     name = ATTACKS.name_of(attack)
     if threat.bounded:
         if isinstance(attack, MinimumNorm) and not attack.takes_eps:

@@ -6,9 +6,9 @@ exactly what it does; the string is part of a run's identity.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import ATTACKS, PLANS, register_plan
 from robustgen.threat import ThreatModel
 
-__all__ = ["Near", "Plan", "Rung", "describe", "parameters", "parse_attack", "parse_plan"]
+__all__ = [
+    "Entry", "Limited", "Near", "Plan", "Rung", "attack_of", "build_attack", "describe", "parameters", "parse_attack",
+    "parse_plan",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,23 @@ class Rung:
 
 
 @dataclass(frozen=True, slots=True)
+class Limited:
+    """An attack with a budget: an example is given up after the round in which it has been sent forward so often."""
+
+    attack: Attack
+    queries: int
+
+
+Entry = Attack | Near | Rung | Limited
+"""What a plan lists."""
+
+
+def attack_of(entry: Entry) -> Attack:
+    """The attack without its condition, its crossing or its budget."""
+    return entry.attack if isinstance(entry, Near | Rung | Limited) else entry
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A named list of attacks with a version that rises whenever its figures could change.
 
@@ -67,15 +87,24 @@ class Plan:
         individual: every attack sees every correctly classified example and gets a figure of its own.
         eot: draws averaged in each query of a stochastic classifier.
         growth: run after the others, one after the other, until one breaks next to nothing.
+        goal: what counts as a success, where the plan says so; as `--goal` does.
+        source: the TOML file that it was read from, byte for byte; None for a plan that came with robustgen.
     """
 
     name: str
     version: int
-    attacks: tuple[Attack | Near | Rung, ...]
+    attacks: tuple[Entry, ...]
     escalation: tuple[Attack, ...] = ()
     individual: bool = False
     eot: int = 1
     growth: tuple[Rung, ...] = ()
+    goal: str | None = None
+    source: bytes | None = field(default=None, repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file; empty where there is none."""
+        return "" if self.source is None else sha256(self.source).hexdigest()
 
     def protocol(self, classes: int) -> str:
         """Everything that is run, in one line, for a classifier with so many classes."""
@@ -91,12 +120,12 @@ class Plan:
         return f"{self.name}/{self.version}: " + "; ".join(parts)
 
     def unconditional(self) -> tuple[Attack, ...]:
-        """The attacks without the condition of `Near` and the crossing of `Rung`; escalation and growth left out."""
-        return tuple(entry.attack if isinstance(entry, Near | Rung) else entry for entry in self.attacks)
+        """The attacks without their condition, crossing or budget; escalation and growth left out."""
+        return tuple(attack_of(entry) for entry in self.attacks)
 
     def for_all_examples(self) -> Plan:
-        """The same plan without what only some examples see: its conditional attacks and its escalation."""
-        kept = tuple(attack for attack in self.attacks if not isinstance(attack, Near))
+        """The same plan without what only some examples see: its conditional attacks, budgets and escalation."""
+        kept = tuple(e.attack if isinstance(e, Limited) else e for e in self.attacks if not isinstance(e, Near))
         return replace(self, attacks=kept, escalation=(), growth=())
 
     def for_deterministic(self) -> Plan:
@@ -111,12 +140,12 @@ class Plan:
 
     def labels(self) -> list[str]:
         """One distinct name an attack, escalation included: the registered one, numbered where it occurs again."""
-        grown = [rung.attack for rung in self.growth]
-        names = [ATTACKS.name_of(attack) for attack in (*self.unconditional(), *grown, *self.escalation)]
-        names = [f"{c.crossing}/{n}" if isinstance(c, Rung) else n for c, n in zip(self._entries(), names, strict=True)]
+        names = [ATTACKS.name_of(attack_of(entry)) for entry in self.entries()]
+        names = [f"{c.crossing}/{n}" if isinstance(c, Rung) else n for c, n in zip(self.entries(), names, strict=True)]
         return [f"{n}#{names[: k + 1].count(n)}" if names[:k].count(n) else n for k, n in enumerate(names)]
 
-    def _entries(self) -> tuple[Attack | Near | Rung, ...]:
+    def entries(self) -> tuple[Entry, ...]:
+        """All that it can come to: attacks, growth, escalation."""
         return (*self.attacks, *self.growth, *self.escalation)
 
 
@@ -192,14 +221,17 @@ def strong(_threat: ThreatModel) -> Plan:
     return Plan("strong", 1, attacks)
 
 
-def describe(attack: Attack | Near | Rung, classes: int) -> str:
+def describe(attack: Entry, classes: int) -> str:
     """The registered name and every hyper-parameter: apgd-t(steps=20, restarts=3, loss=dlr-t)."""
     if isinstance(attack, Rung):
         how = f" by {attack.crossing}" + (f", eot={attack.eot}" if attack.eot > 1 else "")
         return f"{describe(attack.attack, classes)}{how}" + (", from the nearest points" if attack.warm else "")
     if isinstance(attack, Near):
         return f"{describe(attack.attack, classes)} where the margin fell below {attack.within:g} of the clean one"
-    values = {f.name: getattr(attack, f.name) for f in fields(attack)}  # type: ignore[arg-type]
+    if isinstance(attack, Limited):
+        return f"{describe(attack.attack, classes)} within {attack.queries} queries"
+    held = {f: getattr(attack, f.name) for f in fields(attack)}  # type: ignore[arg-type]
+    values = {f.name: v for f, v in held.items() if not (f.metadata.get("silent") and v == f.default)}
     shown = {k: v.protocol(classes) if hasattr(v, "protocol") else v for k, v in values.items()}
     return f"{ATTACKS.name_of(attack)}({', '.join(f'{k}={v}' for k, v in shown.items())})"
 
@@ -219,7 +251,7 @@ def parse_attack(text: str) -> Attack:
                 f"attack '{name}': expected parameter=value after ':', got '{setting}'; e.g. {name}:steps=20."
             )
         options[key.strip()] = value.strip()
-    return _build(name, options)
+    return build_attack(name, options)
 
 
 def parameters(kind: type[Attack]) -> dict[str, Any]:
@@ -230,12 +262,17 @@ def parameters(kind: type[Attack]) -> dict[str, Any]:
     }
 
 
-def _build(name: str, options: dict[str, Any]) -> Attack:
+def build_attack(name: str, options: dict[str, Any], *, beside: Sequence[str] = ()) -> Attack:
+    """An attack of that name with these parameters; `beside` names what else could have been meant.
+
+    Raises:
+        SpecError: unknown attack or parameter (the nearest is named), or a value of the wrong kind.
+    """
     kind = ATTACKS[name]
     known = parameters(kind)
     for key in options:
         if key not in known:
-            raise unknown_name(f"parameter of {name}", key, known)
+            raise unknown_name(f"parameter of {name}", key, [*known, *beside])
     attack: Attack = kind(**{key: _convert(name, key, value, known[key]) for key, value in options.items()})
     return attack
 
@@ -259,11 +296,8 @@ def _convert(name: str, key: str, value: Any, default: object) -> Any:
     return loss
 
 
-def parse_plan(plan: str, attacks: str | Sequence[Attack] | None, threat: ThreatModel) -> Plan:
-    """The plan of that name or TOML file, or the attacks listed with commas.
-
-    A TOML file holds `name`, `version` and a list `[[attacks]]` of tables with `name` and parameters.
-    """
+def parse_plan(plan: str | Plan, attacks: str | Sequence[Attack] | None, threat: ThreatModel) -> Plan:
+    """The plan of that name or TOML file (`plan_files.py` says what it holds), or the attacks listed with commas."""
     if attacks is not None and not isinstance(attacks, str):
         return Plan("imported", 1, tuple(attacks))
     if attacks is not None:
@@ -271,27 +305,11 @@ def parse_plan(plan: str, attacks: str | Sequence[Attack] | None, threat: Threat
         if not listed:
             raise SpecError("attacks: expected names separated by commas, got nothing; see `robustgen list attacks`.")
         return Plan("custom", 1, tuple(parse_attack(part) for part in listed))
+    if isinstance(plan, Plan):
+        return plan
     if plan.endswith(".toml"):
-        return _read_plan(Path(plan))
+        from robustgen.attacks.plan_files import read_plan  # it stands on this module
+
+        return read_plan(Path(plan))
     maker: PlanMaker = PLANS[plan]
     return maker(threat)
-
-
-def _read_plan(path: Path) -> Plan:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(f"plan: no file {path}; name a plan (`robustgen list plans`) or a TOML file.") from None
-    except OSError as error:
-        raise SpecError(f"plan {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"plan {path} is not valid TOML: {error}.") from None
-    stages = table.get("attacks")
-    named = isinstance(stages, list) and all(isinstance(s, dict) and isinstance(s.get("name"), str) for s in stages)
-    if not named or not stages:
-        raise SpecError(f"plan {path}: expected at least one [[attacks]] table with a name.")
-    version = table.get("version", 1)
-    if type(version) is not int:
-        raise SpecError(f"plan {path}: version must be an integer, got {version!r}.")
-    attacks = tuple(_build(s["name"], {k: v for k, v in s.items() if k != "name"}) for s in stages)
-    return Plan(str(table.get("name", path.stem)), version, attacks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class Replay:
 
     source: Adversarials = field(default_factory=Adversarials)
     project: int = 0
+    takes_goal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.project not in (0, 1):
@@ -48,12 +50,15 @@ class Replay:
     def restarts(self) -> int:
         return 1
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> ReplayState:
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> ReplayState:  # fmt: skip
         """Look the images up by example id."""
         images, held = self.source.of(rng.ids.tolist(), x)
         if self.project:
             images = threat.project(x, images)
-        return ReplayState.start(x, y, threat, rng, x_next=torch.where(per_row(held, x), images, x))
+        return ReplayState.start(x, y, threat, rng, goal=goal, x_next=torch.where(per_row(held, x), images, x))
 
     def step(self, oracle: QueryModel, s: State) -> ReplayState:
         """Query the image: (B, C, H, W)."""

@@ -49,6 +49,7 @@ class SigmaZero:
     tau_step: float = 0.01
     nearest_in: ClassVar[tuple[Norm, ...]] = ("l0",)
     takes_eps: ClassVar[bool] = False
+    takes_goal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -62,15 +63,18 @@ class SigmaZero:
     def rounds(self) -> int:
         return self.steps + 1  # the last point is queried too
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> SigmaZeroState:
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> SigmaZeroState:  # fmt: skip
         tau = x.new_full((len(x),), self.tau)
-        return SigmaZeroState.start(x, y, threat, rng, x_next=start_again(x, rng), tau=tau)
+        return SigmaZeroState.start(x, y, threat, rng, goal=goal, x_next=start_again(x, rng), tau=tau)
 
     def step(self, oracle: QueryModel, s: State) -> SigmaZeroState:
         """Query x + delta, descend on margin and count together, and set small changes back."""
         assert isinstance(s, SigmaZeroState)
-        query = oracle.grad(s.x_next, s.y, Margin())
-        wrong = query.logits.argmax(1) != s.y
+        query = oracle.grad(s.x_next, s.y, s.aimed(Margin()))
+        wrong = s.reached(query.logits)
         delta = s.x_next - s.x
         fall = self._count_slope(delta) - torch.where(per_row(wrong, s.x), 0.0, query.grad)
         fall = fall / per_row(norm_of(fall, "linf").clamp(min=_TINY), s.x)

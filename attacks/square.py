@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robustgen.attacks.base import QueryModel, State
-from robustgen.attacks.losses import margin
 from robustgen.errors import SpecError
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
@@ -54,6 +54,7 @@ class Square:
     steps: int = 5000
     p_init: float = 0.8
     restarts: int = 1
+    takes_goal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -65,10 +66,13 @@ class Square:
     def rounds(self) -> int:
         return self.steps + 1  # the initial point is a query as well
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> SquareState:
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> SquareState:  # fmt: skip
         start = _stripes(x, threat, rng) if threat.norm == "linf" else _tiles(x, threat, rng)
         return SquareState.start(
-            x, y, threat, rng,
+            x, y, threat, rng, goal=goal,
             x_best=start, margin_best=x.new_full((len(x),), torch.inf), logits_best=x.new_zeros(len(x), 1),
             words=y.new_zeros(len(x), _DRAWN, 5 + x.shape[1]), drawn=torch.full_like(y, -_DRAWN),
         )  # fmt: skip
@@ -81,7 +85,7 @@ class Square:
         # Late Linf squares often fall on pixels that lie at that end of the ball already, and change nothing.
         idle = (s.i > 0) & (proposal == s.x_best).flatten(1).all(1)
         logits = oracle.logits(proposal, known=(idle, s.logits_best))
-        f = margin(logits, s.y)
+        f = s.gap(logits)
         better = f < s.margin_best
         return replace(
             s,

@@ -16,12 +16,14 @@ from robustgen.classifiers import check_classifier, load_classifier
 from robustgen.data import load_data
 from robustgen.errors import SpecError
 from robustgen.evaluation import run_job
+from robustgen.goals import UNTARGETED, Goal, check_goal_of
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchForm, SearchModel
 from robustgen.prepare import DEFAULT_BATCH, Request, prepare
 from robustgen.progress import Progress, Silent
 from robustgen.record import RunRecord
+from robustgen.registry import ATTACKS
 from robustgen.threat import ThreatModel
 
 __all__ = ["attack", "evaluate"]
@@ -34,6 +36,7 @@ def evaluate(
     *,
     plan: str | None = None,
     attacks: str | None = None,
+    goal: str | None = None,
     purify: str | None = None,
     gradient: str = "full",
     eot: int | None = None,
@@ -59,6 +62,8 @@ def evaluate(
         threat: "linf:8/255", "l2:0.5", "l1:12"; by default what the classifier or the data is known for.
         plan: a name (`robustgen list plans`) or a TOML file; by default "rapid", "adaptive" behind a purifier.
         attacks: instead of a plan, attacks with commas, such as "pgd:steps=20,square".
+        goal: what counts as a success: "targeted:3", "least-likely", "next", "all" (every class in turn), or any wrong
+            class, which is the default where the plan does not say otherwise.
         purify: a purifier put in front, such as "diffpure:t=0.1,steps=20" (`robustgen list purifiers`).
         gradient: how gradients cross it where the plan does not say: "full", "surrogate", "adjoint", "bpda", "none".
         eot: draws behind each gradient of a random defence, where the plan does not say.
@@ -82,7 +87,7 @@ def evaluate(
     request = Request(
         classifier=classifier, data=data, threat=threat, plan=plan, attacks=attacks, n=n, ids=ids, seed=seed,
         precision=precision, weights=weights, data_dir=data_dir, purify=purify, gradient=gradient, eot=eot,
-        report=report,
+        report=report, goal=goal,
     )  # fmt: skip
     job = prepare(request, device=device, batch_size=batch_size, out=None if out is None else Path(out))
     return run_job(job, progress or Silent())
@@ -95,6 +100,7 @@ def attack(
     threat: str | ThreatModel,
     attack: str | Attack = "apgd-ce",
     *,
+    goal: str | None = None,
     seed: int = 0,
     batch_size: int = DEFAULT_BATCH,
 ) -> Tensor:
@@ -107,6 +113,7 @@ def attack(
         threat: what the adversary may do, such as "linf:8/255"; a norm alone, such as "l2", for the nearest adversarial
             image that a minimum-norm attack finds.
         attack: a name with parameters, such as "pgd:steps=20", or an attack object.
+        goal: the class that each image must become: "targeted:3", "least-likely" or "next"; any wrong one by default.
         seed: of every random draw.
         batch_size: rows held at once; changes no result.
 
@@ -123,6 +130,7 @@ def attack(
     limits = ThreatModel.parse(threat, bare=True)
     chosen = parse_attack(attack) if isinstance(attack, str) else attack
     check_goal(Plan("attack", 1, (chosen,)), limits)
+    aim = _goal(goal, chosen)
     dataset = load_data((x, y))
     classifier = load_classifier(model).to(x.device)
     images, labels = (part.to(x.device) for part in dataset.batch(range(len(dataset))))
@@ -135,10 +143,25 @@ def attack(
 
     judge = Judge(classifier, limits)
     with strict_float32():
-        correct = torch.cat([judge.predict(part) for part in images.split(batch_size)]) == labels
+        seen = [judge.see(part) for part in images.split(batch_size)]
+        predictions, logits = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        aim.check(logits.shape[1])
+        targets = aim.targets(labels, logits)
+        due = predictions == labels if targets is None else (predictions == labels) & (targets != labels)
         engine.run(
             chosen, Oracle(SearchModel(classifier, SearchForm())), judge,
-            lambda ids: (images[list(ids)], labels[list(ids)]), correct.nonzero().flatten().tolist(), limits,
+            lambda ids: (images[list(ids)], labels[list(ids)]), due.nonzero().flatten().tolist(), limits,
             seed=seed, batch_size=batch_size, finish=finish,
+            goals=None if targets is None else lambda ids: targets[list(ids)],
         )  # fmt: skip
     return adversarial
+
+
+def _goal(text: str | None, attack: Attack) -> Goal:
+    """The goal of one attack on images in memory."""
+    goal = UNTARGETED if text is None else Goal.parse(text)
+    if goal.kind == "all":
+        raise SpecError("goal: attack() makes one image for each, so 'all' is none; loop over targeted:CLASS.")
+    if goal.targeted:
+        check_goal_of([(ATTACKS.name_of(attack), attack)], goal)
+    return goal

@@ -26,7 +26,10 @@ def _attacks() -> dict[str, str]:
 def _plans() -> dict[str, str]:
     from robustgen.registry import PLANS
 
-    return {name: _first_line(PLANS[name]) for name in PLANS}
+    return {
+        **{name: _first_line(PLANS[name]) for name in PLANS},
+        "FILE.toml": "your own: attacks in order, with parameters, budgets and a goal (--plan FILE.toml)",
+    }
 
 
 def _cards() -> dict[str, Any]:
@@ -168,6 +171,10 @@ def _plan_details(name: str) -> str:
     from robustgen.registry import PLANS
     from robustgen.threat import ThreatModel
 
+    if name == "FILE.toml":
+        from robustgen.attacks import plan_files
+
+        return f"plan {name}\n\n{inspect.getdoc(plan_files)}"
     bounded = {norm: PLANS[name](ThreatModel(norm, 0.1)).protocol(10) for norm in ("linf", "l2", "l1")}
     free = {norm: PLANS[name](ThreatModel.unbounded(norm)).protocol(10) for norm in ("linf", "l2", "l1", "l0")}
     protocols = free if name == "nearest" else bounded

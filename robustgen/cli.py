@@ -54,6 +54,10 @@ def eval_command(
         typer.Option(help="Plan by name or TOML file (default: rapid; adaptive with --purify; nearest for distance)."),
     ] = None,
     attacks: Annotated[str | None, typer.Option(help="Instead of a plan: pgd:steps=20:restarts=2,square")] = None,
+    goal: Annotated[
+        str | None,
+        typer.Option(help="Class to reach: targeted:CLASS, least-likely, next or all (default: any wrong class)."),
+    ] = None,
     purify: Annotated[
         str | None, typer.Option(help="Put a purifier in front: diffpure:t=0.1,steps=20 (`list purifiers`).")
     ] = None,
@@ -93,13 +97,15 @@ def eval_command(
       robustgen eval fmnist-standard --purify diffpure:t=0.1,steps=5 -n 50
 
       robustgen eval fmnist-at-l2 --threat l2 --report distance --attacks fmn,ddn -n 200
+
+      robustgen eval fmnist-standard --goal all -n 100
     """
     from robustgen.prepare import Request, prepare
 
     if plan is not None and attacks is not None:
         raise SpecError("--plan and --attacks exclude each other; drop one of them.")
     asked = {"data": data, "threat": threat, "plan": plan, "attacks": attacks, "ids": ids, "n": n, "seed": seed,
-             "eot": eot}  # fmt: skip
+             "eot": eot, "goal": goal}  # fmt: skip
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if suite is not None:
         from robustgen.suites import load_suite
@@ -233,7 +239,7 @@ def show_command(
     print(catalog.details(name))
 
 
-from robustgen import cli_certify, cli_generator, cli_purify, cli_reproduce, cli_runs  # noqa: E402, F401 -- these register their commands
+from robustgen import cli_certify, cli_forge, cli_generator, cli_purify, cli_reproduce, cli_runs  # noqa: E402, F401 -- these register their commands
 
 # typer brings its own copy of click in some versions and imports click in others; BadParameter leads to the right one.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

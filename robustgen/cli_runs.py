@@ -27,7 +27,8 @@ def plot_command(
 ) -> None:
     """Draw accuracy against eps, and a grid of clean, adversarial and amplified difference.
 
-    Of runs with --report distance the curves are drawn together, from the distances that they found.
+    Of runs with --report distance the curves are drawn together, from the distances that they found. Of a run with
+    --goal the success of each label towards each class is drawn, as a matrix.
 
     Examples -
 
@@ -38,7 +39,14 @@ def plot_command(
     from robustgen.environment import tune_process
     from robustgen.plot import plot_run
     from robustgen.plot_distances import has_distances, plot_distances
+    from robustgen.plot_targets import has_targets, plot_targets
 
+    if len(runs) == 1 and has_targets(runs[0]):
+        for path in with_progress(
+            lambda progress: plot_targets(runs[0], out=out, data_dir=data_dir, progress=progress)
+        ):
+            print(path)
+        return
     if len(runs) > 1 or has_distances(runs[0]):
         for path in plot_distances(runs, out=out):
             print(path)

@@ -12,6 +12,7 @@ from robustgen.errors import SpecError
 from robustgen.record import RunRecord
 from robustgen.runs import read_examples
 from robustgen.statistics import Estimate, mcnemar
+from robustgen.targets import refuse_goal
 
 __all__ = ["Comparison", "Row", "compare_runs"]
 
@@ -69,6 +70,7 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     records = [RunRecord.load(run) for run in runs]
     for run, record in zip(runs, records, strict=True):
         refuse_distances(run, record, "compare")
+        refuse_goal(run, record, "compare")
     first = records[0].spec
     for run, record in zip(runs[1:], records[1:], strict=True):
         for field in _FIXED:

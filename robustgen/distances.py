@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustgen.errors import SpecError
 from robustgen.statistics import dkw_margin
+from robustgen.targets import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,6 +88,7 @@ def summarise_distances(
     examples: Sequence[ExampleRecord], labels: Iterable[str]
 ) -> tuple[dict[str, DistanceSummary], NearestSummary]:
     """Each attack's figures and those of the best of all, from nothing but the examples of a run without an eps."""
+    examples = counted(examples)
     attacked = [e for e in examples if e.distances is not None]
     each = {label: _summary([(e.distances or {}).get(label, math.inf) for e in attacked]) for label in labels}
     nearest = NearestSummary(

@@ -20,20 +20,21 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.base import Attack, Rows, State
-from robustgen.attacks.losses import margin
 from robustgen.judge import Judge, judging_streams
 from robustgen.memory import is_memory_error
 from robustgen.oracle import Cost, Oracle
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 
-__all__ = ["Fetch", "Outcome", "run"]
+__all__ = ["Fetch", "Goals", "Outcome", "run"]
 
 log = logging.getLogger(__name__)
 
 Fetch = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 """Example ids -> images (B, C, H, W) float32 in [0, 1] and labels (B,) int64, on the device of the oracle."""
 
+Goals = Callable[[Sequence[int]], Tensor]
+"""Example ids -> (B,) int64, the class that each prediction must become."""
 
 _REFILL_SHARE = 8  # rows are refilled when an eighth of the batch stands empty: small refills cost more than they save
 
@@ -49,8 +50,9 @@ class Outcome:
         distance, prediction: as the judge measured them; None when not broken.
         round, restart: when it was broken, both from 0; None when not broken. Without an eps, of the nearest point.
         forwards, backwards: what was spent on this example.
-        margin: the smallest margin z_y - max z_other that the oracle showed inside the threat model: how near it came.
-        missed: whether the oracle ever misclassified a point inside, whatever the judge said of it.
+        margin: the smallest margin z_y - max z_other that the oracle showed inside the threat model: how near it came;
+            with a goal t that of max z_other - z_t.
+        missed: whether the oracle ever called a point inside a success, whatever the judge said of it.
         error: why the row was given up ("the model's output is not finite"), else None.
         nearest: (C, H, W) float32 on the CPU, the point of the smallest margin, where it was asked for; else None.
     """
@@ -117,6 +119,8 @@ def run(
     keep_nearest: bool = False,
     starts: Callable[[int], Tensor | None] | None = None,
     only_last: bool = False,
+    goals: Goals | None = None,
+    queries: int | None = None,
 ) -> None:
     """Attack each example until it is broken or every restart has been spent.
 
@@ -135,6 +139,8 @@ def run(
         keep_nearest: fill in `Outcome.nearest` of those that were not broken.
         starts: where an example begins, (C, H, W), instead of where the attack would; None for there.
         only_last: only the last point of a row is judged: the oracle speaks for another classifier than the judge.
+        goals: the class that each prediction must become, for an attack that can be told one; None for any wrong one.
+        queries: an example is given up after the round in which it has been sent forward so often, restarts included.
     """
     waiting = deque(_Entry(id_) for id_ in ids)
     found: dict[int, Outcome] | None = None if judge.threat.bounded else {}
@@ -143,14 +149,14 @@ def run(
         vacant = batch_size - (0 if rows is None else len(rows))
         if waiting and (rows is None or vacant * _REFILL_SHARE >= batch_size or vacant >= len(waiting)):
             entering = [waiting.popleft() for _ in range(min(vacant, len(waiting)))]
-            fresh = _enter(attack, oracle, fetch, threat, seed, entering, keep_nearest, starts)
+            fresh = _enter(attack, oracle, fetch, threat, seed, entering, keep_nearest, starts, goals)
             rows = fresh if rows is None else rows.join(fresh)
         assert rows is not None
         largest = _round(rows, attack, oracle)
         if largest < min(len(rows), batch_size):
             batch_size = largest
             log.warning("memory is exhausted by a larger batch: going on with %d rows at once, same results", largest)
-        rows = _settle(rows, attack, judge, waiting, finish, only_last, found)
+        rows = _settle(rows, attack, judge, waiting, finish, only_last, found, queries)
 
 
 def _enter(
@@ -162,6 +168,7 @@ def _enter(
     entering: Sequence[_Entry],
     keep_nearest: bool,
     starts: Callable[[int], Tensor | None] | None,
+    goals: Goals | None,
 ) -> _Batch:
     ids, restarts, forwards, backwards, near, missed = (
         torch.tensor(column) for column in zip(*(entry[:6] for entry in entering), strict=True)
@@ -169,7 +176,8 @@ def _enter(
     x, y = fetch(ids.tolist())
     before, rng = oracle.cost, ExampleRng.of(seed, ids, restarts)
     oracle.look_at(rng, torch.zeros_like(ids))
-    state = attack.init(oracle, x, y, threat, rng)
+    aims = {} if goals is None else {"goal": goals(ids.tolist()).to(y)}
+    state = attack.init(oracle, x, y, threat, rng, **aims)
     if starts is not None:
         given = [starts(id_) for id_ in ids.tolist()]
         known = torch.tensor([start is not None for start in given], device=x.device)
@@ -214,6 +222,7 @@ def _settle(
     finish: Callable[[Outcome], None],
     only_last: bool,
     found: dict[int, Outcome] | None,
+    queries: int | None,
 ) -> _Batch | None:
     """Let out the rows that are broken, ill or done; returns those that stay, or None.
 
@@ -223,12 +232,13 @@ def _settle(
     ill = ~s.logits.isfinite().all(1)
     silent = ill | ~s.ended(attack.rounds) if only_last else ill
     broken = _judge_candidates(rows, judge, _measure(rows, judge.threat, silent), finish, found)
-    done = s.ended(attack.rounds).cpu() & ~broken & ~ill.cpu()
+    spent = torch.zeros_like(broken) if queries is None else rows.forwards >= queries
+    done = (s.ended(attack.rounds).cpu() | spent) & ~broken & ~ill.cpu()
     for row in ill.nonzero().flatten().tolist():
         finish(_last(rows, row, found, "the model's output is not finite (NaN or infinity)"))
     for row in done.nonzero().flatten().tolist():
         restart = int(s.rng.restart[row]) + 1
-        if restart < attack.restarts:
+        if restart < attack.restarts and not spent[row]:
             waiting.append(_Entry(int(rows.ids[row]), restart, *_spent(rows, row), _nearest(rows, row)))
         else:
             finish(_last(rows, row, found))
@@ -244,8 +254,8 @@ def _measure(rows: _Batch, threat: ThreatModel, silent: Tensor) -> Tensor:
     Where a point lies is asked only where it matters, since most rounds bring most rows nothing new.
     """
     s = rows.state
-    gap = margin(s.logits, s.y)
-    missed = s.logits.argmax(1) != s.y
+    gap = s.gap(s.logits)
+    missed = s.reached(s.logits)
     candidates = ((missed | (gap < rows.margin.to(gap.device))) & ~silent).nonzero().flatten()
     hit = torch.zeros_like(silent)
     if len(candidates):
@@ -282,7 +292,8 @@ def _judge_candidates(
     if not len(candidates):
         return broken
     rng = judging_streams(s.rng.take(candidates), s.i[candidates])
-    verdict = judge(s.x[candidates], s.y[candidates], s.x_adv[candidates], rng)
+    goal = None if s.goal is None else s.goal[candidates]
+    verdict = judge(s.x[candidates], s.y[candidates], s.x_adv[candidates], rng, goal)
     for k in verdict.broken.nonzero().flatten().tolist():
         row = int(candidates[k])
         outcome = _broken(rows, row, float(verdict.distance[k]), int(verdict.prediction[k]))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustgen import engine
+from robustgen.attacks.losses import goal_margin, margin
 from robustgen.defended import crossed_by, has_generator
 from robustgen.distances import summarise_distances
 from robustgen.environment import describe_environment
@@ -19,15 +20,17 @@ from robustgen.health import FLAGS, Health, black_box_wins, broken_without_gradi
 from robustgen.journal import Journal
 from robustgen.judge import Judge, clean_streams, strict_float32
 from robustgen.oracle import Oracle
+from robustgen.own_plans import keep_plan
 from robustgen.prepare import Job, Stage
 from robustgen.progress import Progress
 from robustgen.ranks import Ranks
 from robustgen.record import ExampleRecord, RunRecord, summarise
 from robustgen.rng import stage_seed
 from robustgen.scoring import VOTES, score_stochastic
+from robustgen.targets import summarise_targets
 from robustgen.witnesses import slot_key
 
-__all__ = ["run_job"]
+__all__ = ["open_journal", "run_job"]
 
 _HEALTH_ROWS_BEHIND_A_GENERATOR = (8, 8)  # where a pass costs tens of evaluations
 _QUIET = 0.005  # share of the examples that a rung must break for the next, larger one to be run
@@ -43,11 +46,15 @@ def run_job(job: Job, progress: Progress, ranks: Ranks = Ranks()) -> RunRecord: 
         SpecError, RecordError: the run folder is in use for something else.
         KeyboardInterrupt: passed on, after what is finished has been written.
     """
-    journal = _open(job, ranks)
+    if job.goal.kind == "all":
+        from robustgen.all_targets import run_targets  # it stands on this module
+
+        return run_targets(job, progress, ranks)
+    journal = open_journal(job, ranks)
     if journal.finished:
         progress.note(f"this run was finished before; its record is read from {job.folder}.")
         return RunRecord.load(job.folder)
-    for note in job.notes:
+    for note in (*job.notes, *job.asides):
         progress.note(note)
     if journal.done:
         progress.note(f"{len(journal.done)} of {len(job.ids)} examples were finished before; going on.")
@@ -80,12 +87,14 @@ def run_job(job: Job, progress: Progress, ranks: Ranks = Ranks()) -> RunRecord: 
     return RunRecord.load(job.folder)
 
 
-def _open(job: Job, ranks: Ranks) -> Journal:
+def open_journal(job: Job, ranks: Ranks) -> Journal:
     """The journal: rank 0 makes the folder, then the others read it, before anybody writes more."""
     shape = job.dataset.shape
     kept = 1 if job.threats[0].bounded else 2 * (1 + len(job.stages))  # images an example, and the packed ones beside
     needed = len(job.ids) * kept * (4 * shape[0] * shape[1] * shape[2] + 1024)
     journals = [Journal(job.folder, job.spec, shape, bytes_needed=needed)] if ranks.first else []
+    if ranks.first:
+        keep_plan(job.folder, job.plan)
     ranks.gather(None)
     if not ranks.first:
         journals = [Journal(job.folder, job.spec, shape, bytes_needed=needed, rank=ranks.rank)]
@@ -104,6 +113,7 @@ class _Run:
         self.judges = {threat: Judge(job.classifier, threat, votes=votes) for threat in job.threats}
         self.oracles: dict[tuple[str, int] | None, Oracle] = {None: Oracle(job.search, eot=job.plan.eot)}
         self.labels: dict[int, int] = {}
+        self.targets: dict[int, int] = {}  # empty without a goal
         self.before = set(journal.done)  # by earlier processes, and known to every rank
         self.standing = [id_ for id_ in job.ids if id_ not in journal.done][ranks.rank :: ranks.size]
         self.cost: dict[int, dict[str, list[int]]] = {id_: {} for id_ in self.standing}
@@ -143,26 +153,43 @@ class _Run:
         judge = next(iter(self.judges.values()))
         for at in range(0, len(todo), self.job.batch_size):
             ids = todo[at : at + self.job.batch_size]
-            x, y = self.fetch(ids)
-            predictions, margin = judge.look(x, y, clean_streams(self.job.spec.seed, ids))
-            for id_, label, prediction, gap in zip(ids, y.tolist(), predictions.tolist(), margin.tolist(), strict=True):
-                self.labels[id_] = label
-                if prediction == label:
-                    self.journal.step("clean", id_, {"label": label, "margin": _json(gap)})
-                    continue
-                wrong += 1
-                error = "the model's output on the clean image is not finite" if prediction < 0 else None
-                self.journal.add(self._example(id_, prediction, None, error), None)
+            for seen in self._look(judge, ids):
+                wrong += not self._file_clean(**seen)
             self.progress.advance(at + len(ids), f"{wrong} misclassified")
         self._line_up()
         self.journal.flush()
         self._clock("clean", begun)
+
+    def _look(self, judge: Judge, ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Label, prediction, target and distance from success of each clean image."""
+        x, y = self.fetch(ids)
+        predictions, logits = judge.see(x, clean_streams(self.job.spec.seed, ids))
+        targets = self.job.goal.targets(y, logits)
+        gaps = margin(logits, y) if targets is None else goal_margin(logits, targets)
+        aims = [None] * len(ids) if targets is None else targets.tolist()
+        for row in zip(ids, y.tolist(), predictions.tolist(), aims, gaps.tolist(), strict=True):
+            yield dict(zip(("id_", "label", "prediction", "target", "gap"), row, strict=True))
+
+    def _file_clean(self, *, id_: int, label: int, prediction: int, target: int | None, gap: float) -> bool:
+        """Let an example stand that is classified right and not skipped, file any other; whether it is right."""
+        self.labels[id_] = label
+        if target is not None:
+            self.targets[id_] = target
+        right = prediction == label
+        if right and target != label:
+            aim = {} if target is None else {"target": target}
+            self.journal.step("clean", id_, {"label": label, "margin": _json(gap), **aim})
+            return True
+        error = "the model's output on the clean image is not finite" if prediction < 0 else None
+        self.journal.add(self._example(id_, prediction, None, error), None)
+        return right
 
     def _line_up(self) -> None:
         """What is standing, in order of its clean margin."""
         seen = self.journal.passed.get("clean", {})
         self.standing = [id_ for id_ in self.standing if id_ in seen]
         self.labels |= {id_: seen[id_]["label"] for id_ in self.standing}
+        self.targets |= {id_: seen[id_]["target"] for id_ in self.standing if "target" in seen[id_]}
         self.clean_margin = {id_: _number(seen[id_]["margin"]) for id_ in self.standing}
         self.margin = dict(self.clean_margin)
         self.standing.sort(key=lambda id_: (self.clean_margin[id_], id_))
@@ -202,10 +229,15 @@ class _Run:
             stage.attack, self._oracle(stage), self.judges[stage.threat], self.fetch, todo, stage.threat,
             seed=stage_seed(self.job.spec.seed, stage.label), batch_size=self.job.batch_size, finish=finish,
             keep_nearest=self.randomised or self.job.plan.crosses, only_last=stage.blind, starts=self._starts(stage),
+            goals=self._goals if self.job.goal.targeted else None, queries=stage.queries,
         )  # fmt: skip
         if not self.job.plan.individual:
             self.standing = [id_ for id_ in self.standing if id_ not in broken]
         self._clock(stage.label, begun)
+
+    def _goals(self, ids: Sequence[int]) -> Tensor:
+        """(B,) int64: the class that each must become."""
+        return torch.tensor([self.targets[id_] for id_ in ids])
 
     def _starts(self, stage: Stage) -> Callable[[int], Tensor | None] | None:
         """Where the attacks before came nearest, for a rung that begins there."""
@@ -299,7 +331,7 @@ class _Run:
         base = ExampleRecord(
             id=id_, label=label, clean_prediction=clean_prediction, robust=hit is None and clean_prediction == label,
             broken_by=None if clean_prediction == label else "clean", cost=self.cost[id_], missed=id_ in self.missed,
-            error=error,
+            error=error, target=self.targets.get(id_),
         )  # fmt: skip
         if hit is None:
             return base
@@ -335,10 +367,12 @@ def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:
     distances, nearest = summarise_distances(examples, run.ran) if run.slots else (None, None)
     flags = run.flags | ({"not-finite"} if any(e.error for e in examples) else set())
     return RunRecord(
-        stochastic=score_stochastic(job, examples, journal) if run.randomised else None,
+        # The figures of a randomised classifier are about its label; a goal has the majority's verdict alone.
+        stochastic=score_stochastic(job, examples, journal) if run.randomised and not job.goal.targeted else None,
+        targets=summarise_targets(examples, job.classes),
         distances=distances,
         nearest=nearest,
-        spec=asdict(job.spec),
+        spec=job.spec.table(),
         identity=job.spec.identity(),
         n=len(examples),
         clean_accuracy=clean,

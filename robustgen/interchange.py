@@ -19,6 +19,7 @@ from robustgen.prepare import Job, Request, prepare
 from robustgen.progress import Progress
 from robustgen.record import RunRecord
 from robustgen.runs import OpenedRun, open_run
+from robustgen.targets import refuse_goal
 from robustgen.witnesses import read_witnesses
 
 __all__ = ["export_run", "import_adversarials"]
@@ -52,6 +53,7 @@ def export_run(run: Path, form: str, out: Path, *, data_dir: Path | None = None)
         raise SpecError(f"--format {form}: {run} is {what}; use --format {fits}.")
     if form == "tsv":
         return [_export_log(run, out)]
+    refuse_goal(run, RunRecord.load(run), "export")
     opened = open_run(run, data_dir)
     refuse_distances(run, opened.record, "export")
     if len(opened.threats) > 1:

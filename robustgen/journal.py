@@ -18,7 +18,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ class Journal:
         self._cut_torn_ends()
         self.recover()
         if not (self.folder / "spec.json").is_file():
-            write_json(self.folder / "spec.json", asdict(spec))
+            write_json(self.folder / "spec.json", spec.table())
 
     @property
     def finished(self) -> bool:
@@ -182,7 +181,12 @@ class Journal:
                 others = [e.id for e in examples if label in (e.distances or {}) and e.broken_by != label]
                 pack_parts(witnesses, self.parts(), others, f"by-{label}", slot=slot)
             replace(self.folder / "examples.jsonl", "".join(e.line() + "\n" for e in examples).encode())
-            write_json(self.folder / "seconds.json", self.all_seconds())
+        self.settle(record, self.all_seconds())
+
+    def settle(self, record: RunRecord, seconds: dict[str, float]) -> None:
+        """Write the clock and record.json, and let the folder go; all that a run of runs has to write itself."""
+        with disk_errors(self.folder):
+            write_json(self.folder / "seconds.json", seconds)
             write_json(self.folder / "record.json", record.stored())
             self._tidy()
         self.release()

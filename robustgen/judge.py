@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from robustgen.attacks.losses import margin
 from robustgen.memory import is_memory_error
 from robustgen.oracle import split_draws
 from robustgen.precision import standard_layout
@@ -34,7 +33,7 @@ class Verdict:
     """What was measured, row by row.
 
     Attributes:
-        broken: (B,) bool: inside the threat model and misclassified.
+        broken: (B,) bool: inside the threat model and misclassified; where there is a goal, classified as that.
         inside: (B,) bool: finite, in [0, 1], within eps.
         prediction: (B,) int64; -1 where the logits are not finite.
         distance: (B,) float64 in the norm of the threat model.
@@ -54,24 +53,25 @@ class Judge:
         threat: what the adversary may do.
         votes: passes whose majority is the prediction: 1 for deterministic classifiers, more for stochastic ones, so
             that one lucky miss is never counted as broken.
+        sure: the probability that the class must have, beside being predicted; for forged images.
     """
 
-    def __init__(self, classifier: nn.Module, threat: ThreatModel, *, votes: int = 1) -> None:
+    def __init__(self, classifier: nn.Module, threat: ThreatModel, *, votes: int = 1, sure: float = 0.0) -> None:
         self.classifier = classifier
         self.threat = threat
         self.votes = votes
+        self.sure = sure
 
     @property
     def stochastic(self) -> bool:
         """Whether the classifier takes the streams that its noise comes from."""
         return bool(getattr(self.classifier, "stochastic", False))
 
-    def look(self, x: Tensor, y: Tensor, rng: ExampleRng | None = None) -> tuple[Tensor, Tensor]:
-        """Prediction (B,) int64 of each image x (B, C, H, W), -1 where a logit is not finite; and its margin (B,).
+    def see(self, x: Tensor, rng: ExampleRng | None = None) -> tuple[Tensor, Tensor]:
+        """Prediction (B,) int64 of each image x (B, C, H, W), -1 where a logit is not finite; mean logits (B, K).
 
         Args:
             x: images.
-            y: labels.
             rng: one stream a row for classifiers that take them; None for torch's global generator.
         """
         passes = self.passes(x, self.votes, rng)
@@ -79,7 +79,7 @@ class Judge:
         sick = ~mean.isfinite().all(1)
         # The mode by counting; torch.mode would call ties for the smallest class as well.
         prediction = one_hot(passes.argmax(2), mean.shape[1]).sum(0).argmax(1)
-        return torch.where(sick, -1, prediction), margin(mean, y)
+        return torch.where(sick, -1, prediction), mean
 
     def passes(self, x: Tensor, votes: int, rng: ExampleRng | None = None) -> Tensor:
         """(votes, B, K) float32 logits of the images x (B, C, H, W), each pass with chance of its own."""
@@ -93,7 +93,7 @@ class Judge:
 
     def predict(self, x: Tensor, rng: ExampleRng | None = None) -> Tensor:
         """(B,) int64: the class of each image x (B, C, H, W); -1 where a logit is not finite."""
-        return self.look(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), rng)[0]
+        return self.see(x, rng)[0]
 
     def _logits(self, x: Tensor, streams: tuple[ExampleRng, ...]) -> Tensor:
         """Logits (B, K) in float32; in halves where memory runs out."""
@@ -107,14 +107,19 @@ class Judge:
             return torch.cat([self._logits(x[half], tuple(s.take(half) for s in streams)) for half in halves])
         return logits
 
-    def __call__(self, x: Tensor, y: Tensor, x_adv: Tensor, rng: ExampleRng | None = None) -> Verdict:
-        """Judge x_adv (B, C, H, W) against the clean x and the labels y (B,).
+    def __call__(
+        self, x: Tensor, y: Tensor, x_adv: Tensor, rng: ExampleRng | None = None, goal: Tensor | None = None
+    ) -> Verdict:
+        """Judge x_adv (B, C, H, W) against the clean x and the labels y (B,), or the goals (B,) where there are some.
 
         Logits that are not finite are a failure of the model, not a success of the attack: never broken.
         """
-        prediction = self.predict(x_adv, rng)
+        prediction, mean = self.see(x_adv, rng)
         inside = self.threat.contains(x, x_adv)
-        broken = inside & (prediction != y) & (prediction >= 0)
+        success = prediction != y if goal is None else prediction == goal
+        broken = inside & success & (prediction >= 0)
+        if self.sure > 0:
+            broken &= mean.softmax(1).amax(1) >= self.sure
         return Verdict(broken, inside, prediction, self.threat.distance(x, x_adv))
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from robustgen import engine
+from robustgen.attacks.plan_files import disagreements, stored_plan
 from robustgen.attacks.plans import Plan, parse_attack, parse_plan
 from robustgen.classifiers import Classifier, check_classifier
 from robustgen.durable import write_json
@@ -40,7 +41,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GREY", "STYLE", "make_folder", "need_matplotlib", "plot_run", "save_figure"]
+__all__ = [
+    "GREY",
+    "STYLE",
+    "amplification",
+    "draw_examples",
+    "make_folder",
+    "need_matplotlib",
+    "plot_run",
+    "save_figure",
+]
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of the run's own eps
 _SHOWN = 8  # examples in the grid
@@ -91,13 +101,17 @@ def plot_run(
         _write(lambda path: write_json(path, sweep), out / "sweep.json")
     pictures = [out / "accuracy-eps.png"]
     save_figure(_draw_curve(held, sweep), pictures[0])
-    chosen, images = _choose_examples(held)
+    return [*pictures, *draw_examples(held, out, progress)]
+
+
+def draw_examples(run: OpenedRun, out: Path, progress: Progress) -> list[Path]:
+    """examples.png in a folder, or a note where nothing was broken."""
+    chosen, images = _choose_examples(run)
     if not chosen:
         progress.note("no attack broke an example of this run, so there is no examples.png.")
-        return pictures
-    pictures.append(out / "examples.png")
-    save_figure(_draw_grid(held, chosen, images), pictures[1])
-    return pictures
+        return []
+    save_figure(_draw_grid(run, chosen, images), out / "examples.png")
+    return [out / "examples.png"]
 
 
 def need_matplotlib() -> None:
@@ -133,7 +147,7 @@ def _sweep(run: OpenedRun, classifier: Classifier, ids: Sequence[int], device: t
     form = spec["precision"] if has_bfloat16(device) or not spec["precision"].startswith("bfloat16") else "auto"
     search, _ = choose_form(classifier, x, y, form)
     with torch.no_grad():
-        plan = _plan(spec["protocol"], int(classifier(x[:1]).shape[1]), run.threat).for_all_examples()
+        plan = _plan_of(run, int(classifier(x[:1]).shape[1])).for_all_examples()
     standing = [id_ for id_ in ids if run.examples[id_].clean_prediction == run.examples[id_].label]
     points = []
     for factor in FACTORS:
@@ -186,6 +200,14 @@ def _survivors(
         broken = {outcome.id for outcome in outcomes if outcome.broken}
         standing = [id_ for id_ in standing if id_ not in broken]
     return standing
+
+
+def _plan_of(run: OpenedRun, classes: int) -> Plan:
+    """The run's own plan: from its copy of the user's file, or as its protocol says it."""
+    spec = run.record.spec
+    if spec.get("plan_sha256") and not disagreements(run.folder, spec, classes):
+        return stored_plan(run.folder, spec["plan"])
+    return _plan(spec["protocol"], classes, run.threat)
 
 
 def _plan(protocol: str, classes: int, threat: ThreatModel) -> Plan:
@@ -292,7 +314,7 @@ def _draw_grid(run: OpenedRun, chosen: Sequence[ExampleRecord], adversarial: Ten
 
     clean, _ = run.dataset.batch([example.id for example in chosen])
     difference = adversarial - clean
-    factor = _amplification(float(difference.abs().max()))
+    factor = amplification(float(difference.abs().max()))
     rows = (clean, adversarial, (0.5 + factor * difference).clamp(0, 1))
     grey = clean.shape[1] == 1
     with mpl.rc_context(STYLE):
@@ -319,7 +341,7 @@ def _draw_grid(run: OpenedRun, chosen: Sequence[ExampleRecord], adversarial: Ten
     return figure
 
 
-def _amplification(largest: float) -> float:
+def amplification(largest: float) -> float:
     """What brings the largest change of a pixel to half the range, rounded down to two digits; at least 1."""
     if largest <= 0:
         return 1.0

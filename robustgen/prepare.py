@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustgen.adversarials import Adversarials
 from robustgen.attacks.base import Attack
 from robustgen.attacks.nearest import check_goal, goal_threats
-from robustgen.attacks.plans import Near, Plan, Rung, parse_plan
+from robustgen.attacks.plans import Entry, Limited, Near, Plan, Rung, attack_of, parse_plan
 from robustgen.attacks.replay import Replay
 from robustgen.cards import Card, bundled_cards
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
@@ -21,16 +21,19 @@ from robustgen.data import Dataset, load_data, parse_ids
 from robustgen.defended import Defended, crossing_of, defence_flags, defend, split_name
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
+from robustgen.goals import UNTARGETED, Goal, check_goal_of, check_labels
 from robustgen.health import is_stochastic
 from robustgen.journal import saved_spec
 from robustgen.oracle import Oracle
+from robustgen.own_plans import with_stored_plan
 from robustgen.precision import SearchModel, choose_form, parse_form
 from robustgen.ranks import Ranks
+from robustgen.registry import ATTACKS
 from robustgen.rng import ExampleRng
 from robustgen.spec import RunSpec, compact_ids
 from robustgen.threat import ThreatModel
 
-__all__ = ["DEFAULT_BATCH", "Job", "Request", "prepare"]
+__all__ = ["DEFAULT_BATCH", "Job", "Request", "default_data", "prepare"]
 
 DEFAULT_BATCH = 250
 _PROBE_ROWS = 64
@@ -45,7 +48,8 @@ class Request:
     classifier: str | nn.Module = "fmnist-at"
     data: str | tuple[Tensor, Tensor] | None = None
     threat: str | ThreatModel | None = None
-    plan: str | None = None  # "adaptive" behind a purifier, else "rapid"
+    plan: str | Plan | None = None  # "adaptive" behind a purifier, else "rapid"
+    goal: str | None = None  # that of the plan, else "untargeted"
     attacks: str | Sequence[Attack] | None = None
     start: Adversarials | None = None
     n: int | None = None
@@ -69,6 +73,7 @@ class Stage:
     threat: ThreatModel
     within: float | None = None  # only examples whose margin earlier attacks brought below this share of the clean one
     rung: Rung | None = None  # how its gradient crosses a purifier
+    queries: int | None = None  # budget of an example
 
     @property
     def blind(self) -> bool:
@@ -87,6 +92,8 @@ class Job:
     ids: tuple[int, ...]
     threats: tuple[ThreatModel, ...]
     plan: Plan
+    goal: Goal
+    classes: int
     stages: tuple[Stage, ...]
     growth: tuple[Stage, ...]
     escalation: tuple[Stage, ...]
@@ -95,6 +102,7 @@ class Job:
     folder: Path
     flags: tuple[str, ...]
     notes: tuple[str, ...]
+    asides: tuple[str, ...] = ()  # for the user, not for the record
 
 
 def prepare(
@@ -108,10 +116,12 @@ def prepare(
     """
     _check_values(request, batch_size)
     where = pick_device(device)
+    request, own_plan = with_stored_plan(request, out)
     threats = () if request.threat is None else goal_threats(request.threat, request.report)
-    _plan_of(request, threats[0] if threats else _any_threat(request))  # names and parameters, before any file
+    # names and parameters, before any file
+    goal = _goal_of(request, _plan_of(request, threats[0] if threats else _any_threat(request)))
     data_dir = None if request.data_dir is None else Path(request.data_dir)
-    dataset = load_data(_default_data(request.classifier) if request.data is None else request.data, data_dir=data_dir)
+    dataset = load_data(default_data(request.classifier) if request.data is None else request.data, data_dir=data_dir)
     ids = _choose_ids(request, dataset)
     classifier = _load(request, dataset).to(where)
     threats = threats or goal_threats(_default_threat(classifier, dataset, request.report), request.report)
@@ -125,6 +135,7 @@ def prepare(
         for stage in (*stages, *growth, *escalation):  # one example each: an attack may refuse a norm
             stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
         classes = _count_classes(classifier, x)
+        goal.check(classes)
         _refuse_mismatch(classifier, x, plans[0], threats[0])
     spec = RunSpec(
         classifier=classifier.card.name,
@@ -134,7 +145,9 @@ def prepare(
         ids=compact_ids(ids),
         threat=",".join(str(threat) for threat in threats),
         plan=plans[0].name,
-        protocol=_protocol(plans, threats, classes) + crossing_of(classifier, plans[0]),
+        protocol=_protocol(plans, threats, classes) + crossing_of(classifier, plans[0]) + goal.protocol,
+        goal=str(goal),
+        plan_sha256=plans[0].sha256,
         seed=request.seed,
         precision=request.precision,
     )
@@ -143,12 +156,13 @@ def prepare(
     ranks.agree(spec)
     search, notes = _shared_form(classifier, x, y, recorded or request.precision, ranks, exact=not threats[0].bounded)
     spec = replace(spec, precision=str(search.form))
+    told = check_labels(goal, dataset.labels[list(ids)].tolist())
     return Job(
         spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
-        plan=plans[0], stages=stages, growth=growth, escalation=escalation,
+        plan=plans[0], goal=goal, classes=classes, stages=stages, growth=growth, escalation=escalation,
         device=where, batch_size=batch_size or DEFAULT_BATCH,
         folder=out or Path("runs") / f"{stem}-{spec.identity()[:8]}",
-        flags=(*flags, *defence_flags(classifier, plans[0])), notes=tuple(notes),
+        flags=(*flags, *defence_flags(classifier, plans[0])), notes=(*notes, *told), asides=tuple(own_plan),
     )  # fmt: skip
 
 
@@ -194,6 +208,18 @@ def _plan_of(request: Request, threat: ThreatModel) -> Plan:
     return plan if request.eot is None else replace(plan, eot=request.eot)
 
 
+def _goal_of(request: Request, plan: Plan) -> Goal:
+    """What was asked for on the command line or in the plan's file, if every attack of the plan can do it."""
+    asked, planned = (None if text is None else Goal.parse(text) for text in (request.goal, plan.goal))
+    if asked is not None and planned is not None and asked != planned:
+        raise SpecError(f"--goal {asked} contradicts plan {plan.name}, which says goal {planned}; drop one of the two.")
+    goal = asked or planned or UNTARGETED
+    check_goal_of([(ATTACKS.name_of(attack_of(entry)), attack_of(entry)) for entry in plan.entries()], goal)
+    if goal.kind == "all" and request.report == "distance":
+        raise SpecError("--goal all counts successes inside an eps; with --report distance type --goal targeted:CLASS.")
+    return goal
+
+
 def _plan_for(request: Request, classifier: Classifier, threat: ThreatModel) -> Plan:
     """The plan, if it suits the classifier."""
     plan = _plan_of(request, threat)
@@ -229,13 +255,15 @@ def _stages(plans: Sequence[Plan], threats: Sequence[ThreatModel]) -> tuple[tupl
     for plan, threat in zip(plans, threats, strict=True):
         prefix = f"{threat.norm}/" if len(threats) > 1 else ""
         labels = iter([prefix + label for label in plan.labels()])
-        groups: tuple[Sequence[Attack | Near | Rung], ...] = (plan.attacks, plan.growth, plan.escalation)
+        groups: tuple[Sequence[Entry], ...] = (plan.attacks, plan.growth, plan.escalation)
         for part, entries in zip(parts, groups, strict=True):
             part += [_stage(next(labels), entry, threat) for entry in entries]
     return tuple(tuple(part) for part in parts)
 
 
-def _stage(label: str, entry: Attack | Near | Rung, threat: ThreatModel) -> Stage:
+def _stage(label: str, entry: Entry, threat: ThreatModel) -> Stage:
+    if isinstance(entry, Limited):
+        return Stage(label, entry.attack, threat, queries=entry.queries)
     if isinstance(entry, Near):
         return Stage(label, entry.attack, threat, within=entry.within)
     return Stage(label, entry.attack, threat, rung=entry) if isinstance(entry, Rung) else Stage(label, entry, threat)
@@ -282,7 +310,7 @@ def _choose_ids(request: Request, dataset: Dataset) -> list[int]:
     return parse_ids(ids, request.n, len(dataset), dataset.name)
 
 
-def _default_data(classifier: str | nn.Module) -> str:
+def default_data(classifier: str | nn.Module) -> str:
     """The data that the card names; the embedded images for Fashion-MNIST, or where no card says."""
     if isinstance(classifier, nn.Module):
         return _EMBEDDED

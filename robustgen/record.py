@@ -11,6 +11,7 @@ from typing import Any
 from robustgen.distances import DistanceSummary, NearestSummary
 from robustgen.errors import RecordError
 from robustgen.statistics import Estimate, proportion
+from robustgen.targets import TargetSummary, counted
 
 __all__ = ["AttackSummary", "ExampleRecord", "RunRecord", "StochasticScore", "summarise"]
 
@@ -33,6 +34,7 @@ class ExampleRecord:
         cost: attack label -> [forwards, backwards] spent on this example.
         missed: a query saw a point inside misclassified, whatever the judge said of it.
         error: why an attack gave the example up, or null.
+        target: the class that its prediction had to become, where the run has a goal; else left out of the line.
     """
 
     id: int
@@ -50,10 +52,16 @@ class ExampleRecord:
     cost: dict[str, list[int]] = field(default_factory=dict)
     missed: bool = False
     error: str | None = None
+    target: int | None = None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether its label is the target, so that there is nothing to attack."""
+        return self.target is not None and self.target == self.label
 
     def line(self) -> str:
         """One line of examples.jsonl, without the newline; floats keep every digit."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(_without(asdict(self), "target"), sort_keys=True)
 
     @classmethod
     def from_line(cls, text: str) -> ExampleRecord:
@@ -124,6 +132,7 @@ class RunRecord:
         distances, nearest: how far away the adversarial images of each attack are, and the best of all with its curve
             of robust accuracy against eps, where the run has no eps; else null. `robust_accuracy` then is the share
             that no attack broke at any distance.
+        targets: how often which class was reached, where the run has a goal; else left out of record.json.
         notes: what a reader should know, in sentences.
         environment: versions, hardware, git commit, threads.
         status: "success".
@@ -146,16 +155,23 @@ class RunRecord:
     stochastic: StochasticScore | None = None
     distances: dict[str, DistanceSummary] | None = None
     nearest: NearestSummary | None = None
+    targets: TargetSummary | None = None
     status: str = "success"
     schema: int = 1
     run: str = ""
+
+    @property
+    def clock(self) -> dict[str, float]:
+        """Stage -> seconds, from the folder."""
+        held: dict[str, float] = json.loads((Path(self.run) / "seconds.json").read_text(encoding="utf-8"))
+        return held
 
     def to_json(self) -> dict[str, Any]:
         """The record with the words that the command line uses at the top level."""
         head = {
             key: self.spec[key] for key in ("classifier", "data", "threat", "plan", "protocol", "seed", "precision")
         }
-        return {**head, **asdict(self)}
+        return {**head, **_without(asdict(self), "targets")}
 
     def stored(self) -> dict[str, Any]:
         """What record.json holds: all but clock and folder, so that equal runs leave equal files."""
@@ -206,10 +222,17 @@ class RunRecord:
             if kept.get("nearest") is not None:
                 kept["nearest"] = NearestSummary.from_json(kept["nearest"])
                 kept["distances"] = {name: DistanceSummary(**row) for name, row in kept["distances"].items()}
+            if kept.get("targets") is not None:
+                kept["targets"] = TargetSummary.from_json(kept["targets"])
             kept.update(flags=tuple(kept["flags"]), notes=tuple(kept["notes"]), run=str(run))
             return cls(**kept)
         except (KeyError, TypeError) as error:
             raise RecordError(f"{path} lacks a field or has one of the wrong kind: {error}.") from None
+
+
+def _without(table: dict[str, Any], field_: str) -> dict[str, Any]:
+    """The table, without a field that came later where it holds nothing, so that older runs stay as they are."""
+    return {key: value for key, value in table.items() if key != field_ or value is not None}
 
 
 def _attack_summary(row: dict[str, Any]) -> AttackSummary:
@@ -220,7 +243,11 @@ def _attack_summary(row: dict[str, Any]) -> AttackSummary:
 def summarise(
     examples: Sequence[ExampleRecord], labels: Iterable[str], seconds: dict[str, float]
 ) -> tuple[Estimate, Estimate, tuple[AttackSummary, ...]]:
-    """Clean accuracy, robust accuracy and the attacks' totals, from nothing but the examples (and the clock)."""
+    """Clean accuracy, robust accuracy and the attacks' totals, from nothing but the examples (and the clock).
+
+    Examples that a goal skips are left out.
+    """
+    examples = counted(examples)
     n = len(examples)
     clean = proportion(sum(e.clean_prediction == e.label for e in examples), n)
     robust = proportion(sum(e.robust for e in examples), n)

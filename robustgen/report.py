@@ -46,10 +46,34 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
         ("data", f"{spec['data']}, {record.n} examples"),
         ("threat", spec["threat"]),
         ("clean accuracy", _percent(record.clean_accuracy)),
+        *_targets(record),
         *_distances(record),
         *([("robust accuracy", _percent(record.robust_accuracy))] if record.nearest is None else []),
         *_stochastic(record),
     ]
+
+
+def _targets(record: RunRecord) -> list[tuple[str, str]]:
+    """Of a run with a goal: how often the target was reached; towards all classes as a matrix where it fits."""
+    found = record.targets
+    if found is None:
+        return []
+    attacked, reached = (sum(map(sum, table)) for table in (found.attacked, found.reached))
+    share = "nothing was attacked" if found.success is None else f"{_percent(found.success)} of {attacked}"
+    told = [("goal", record.spec["goal"]), ("target reached", f"{share} ({reached} reached, {found.skipped} skipped)")]
+    return told + [(f"  label {name}", row) for name, row in _matrix(record)]
+
+
+def _matrix(record: RunRecord) -> list[tuple[str, str]]:
+    """A row a label, with percentages for each class; only where a line holds them."""
+    found = record.targets
+    if found is None or record.spec["goal"] != "all" or len(found.attacked[0]) > _WIDEST:
+        return []
+    rows: list[tuple[str, str]] = [("to", "".join(f"{target:>5}" for target in range(len(found.attacked[0]))))]
+    for row, label in enumerate(found.labels):
+        rates = [found.rate(row, target) for target in range(len(found.attacked[row]))]
+        rows.append((str(label), "".join("    -" if rate is None else f"{100 * rate:>5.0f}" for rate in rates)))
+    return rows
 
 
 def _distances(record: RunRecord) -> list[tuple[str, str]]:
@@ -100,6 +124,7 @@ def _attack_table(record: RunRecord) -> list[tuple[str, ...]]:
     return [*table, ("all", str(sum(a.broken for a in record.attacks)), *own, *totals)]
 
 
+_WIDEST = 20  # classes that a line shows
 _COSTS = ("forwards/example", "backwards/example", "seconds")
 
 

@@ -14,6 +14,7 @@ from robustgen.defended import split_name
 from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.nets import TORCHVISION
 from robustgen.record import ExampleRecord, RunRecord
+from robustgen.targets import refuse_parts
 from robustgen.threat import ThreatModel
 
 __all__ = [
@@ -46,6 +47,7 @@ def read_examples(run: Path) -> list[ExampleRecord]:
         RecordError: no such file, or a line that cannot be read; its number is named.
     """
     path = run / "examples.jsonl"
+    refuse_parts(run)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -22,10 +22,11 @@ from robustgen.journal import Journal
 from robustgen.judge import Judge, strict_float32
 from robustgen.prepare import DEFAULT_BATCH, Job
 from robustgen.progress import Progress, Silent
-from robustgen.record import ExampleRecord, StochasticScore
+from robustgen.record import ExampleRecord, RunRecord, StochasticScore
 from robustgen.rng import ExampleRng, child_stream
 from robustgen.runs import load_run_classifier, open_run
 from robustgen.statistics import Estimate, majority_of, mean_share, proportion, worst_of
+from robustgen.targets import refuse_goal
 from robustgen.threat import ThreatModel
 from robustgen.witnesses import Parts, read_nearest, read_witnesses
 
@@ -63,6 +64,7 @@ def score_run(
     """
     if draws < _MAJORITY:
         raise SpecError(f"--draws must be >= {_MAJORITY}, got {draws}.")
+    refuse_goal(run, RunRecord.load(run), "score")
     opened, where = open_run(run, data_dir), pick_device(device)
     if opened.record.stochastic is None:
         raise SpecError(f"{run}: its classifier gives the same answer each time; there is nothing to score.")

@@ -21,22 +21,31 @@ class Spec:
 
     def identity(self) -> str:
         """sha256 of the canonical JSON of this spec."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.table(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def table(self) -> dict[str, Any]:
+        """What spec.json holds: every field but the optional ones at their default, which older runs do not know."""
+        return {key: value for key, value in asdict(self).items() if self.optional().get(key, ...) != value}
+
+    @classmethod
+    def optional(cls) -> dict[str, Any]:
+        """Fields that came later -> their default."""
+        return {}
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a spec.json gives them back."""
-        table: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        table: dict[str, Any] = json.loads(json.dumps(self.table()))
         return table
 
     @classmethod
     def from_json(cls, table: Any, source: str) -> Self:
-        """Read a spec.json that was written by `dataclasses.asdict`; lists become tuples.
+        """Read a spec.json that holds `table()`; lists become tuples.
 
         Raises:
             RecordError: other fields, or another schema.
         """
         names = {f.name for f in fields(cls)}
-        if not isinstance(table, dict) or set(table) != names:
+        if not isinstance(table, dict) or not names - set(cls.optional()) <= set(table) <= names:
             raise RecordError(f"{source} is no {cls.kind()}: expected the fields {', '.join(sorted(names))}.")
         if table["schema"] != cls.schema_version():
             raise RecordError(f"{source} has schema {table['schema']}, this version reads {cls.schema_version()}.")
@@ -70,6 +79,8 @@ class RunSpec(Spec):
         plan, protocol: what is run, by name and in full.
         seed: of every example's random stream.
         precision: the search form as resolved, such as "bfloat16+channels_last+folded".
+        goal: what counts as a success, such as "targeted:3"; "untargeted" is left out of the file.
+        plan_sha256: of the TOML file that the plan came from, byte for byte; left out where there was none.
         schema: of this file.
     """
 
@@ -83,7 +94,14 @@ class RunSpec(Spec):
     protocol: str
     seed: int
     precision: str
+    goal: str = "untargeted"
+    plan_sha256: str = ""
     schema: int = 1
+
+    @classmethod
+    def optional(cls) -> dict[str, Any]:
+        """A run without a goal, of a plan that came with robustgen."""
+        return {"goal": "untargeted", "plan_sha256": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

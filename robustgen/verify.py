@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustgen.attacks.losses import goal_margin, margin
+from robustgen.attacks.plan_files import PLAN_FILE, disagreements
 from robustgen.certify.check import Redraw, verify_certification
 from robustgen.certify.record import holds_certification
 from robustgen.classifiers import Classifier
@@ -24,6 +26,7 @@ from robustgen.data import Dataset
 from robustgen.distances import summarise_distances
 from robustgen.environment import pick_device
 from robustgen.errors import ArtifactError, RecordError, SpecError
+from robustgen.goals import UNTARGETED, Goal
 from robustgen.judge import Judge, clean_streams, judging_streams, strict_float32
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.progress import Progress, Silent
@@ -32,8 +35,10 @@ from robustgen.rng import ExampleRng, stage_seed
 from robustgen.runs import load_run_classifier, load_run_data, read_examples
 from robustgen.scoring import VOTES
 from robustgen.spec import RunSpec, expand_ids
+from robustgen.targets import summarise_targets
 from robustgen.threat import ThreatModel
 from robustgen.verification import Findings, Verification
+from robustgen.verify_targets import verify_targets
 from robustgen.witnesses import read_found_by, read_witnesses
 
 __all__ = ["verify_run"]
@@ -67,8 +72,13 @@ def verify_run(
     if redraw.asked:
         raise SpecError(f"--fresh and --replay draw votes of a certification; {run} holds images, all measured anyway.")
     where = pick_device(device)
-    record, examples = RunRecord.load(run), read_examples(run)
-    check = _Check(run, record, examples)
+    record = RunRecord.load(run)
+    if record.spec.get("goal") == "all":
+        return verify_targets(
+            run, record,
+            lambda part: verify_run(part, classifier=classifier, weights=weights, data_dir=data_dir, device=device),
+        )  # fmt: skip
+    check = _Check(run, record, read_examples(run))
     if check.paperwork():
         try:
             dataset, ids = load_run_data(run, record.spec, data_dir)
@@ -81,6 +91,7 @@ def verify_run(
             check.checked.append(f"data and weights: hashes of {len(ids)} examples and of the network")
             with strict_float32(), torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
                 torch.manual_seed(record.spec["seed"])
+                check.plan_file(dataset, model.to(where))
                 check.labels_and_predictions(dataset, model.to(where))
                 check.witnesses(dataset, model.to(where))
                 check.distances(dataset, model.to(where))
@@ -97,6 +108,8 @@ class _Check(Findings):
         self.record, self.examples = record, examples
         self.threats = {str(threat): threat for threat in ThreatModel.parse_all(record.spec["threat"], bare=True)}
         self.votes = VOTES if "randomised" in record.flags else 1
+        self.goal = Goal.parse(record.spec.get("goal", str(UNTARGETED)))
+        self.columns = 0 if record.targets is None else len(record.targets.attacked[0])  # classes, as the record says
 
     def paperwork(self) -> bool:
         """Identity, ids, consistency and totals: what needs neither data nor network. False: nothing more to check."""
@@ -127,6 +140,10 @@ class _Check(Findings):
                 )
             elif e.broken_by not in {None, "clean", *names}:
                 self.wrong.append(f"example {e.id} is broken by '{e.broken_by}', which the record does not list.")
+            elif self.goal.targeted != (e.target is not None):
+                self.wrong.append(f"example {e.id}: its target was edited: {e.target} in a run with goal {self.goal}.")
+            elif e.skipped and e.broken_by not in {None, "clean"}:
+                self.wrong.append(f"example {e.id} is filed as broken, but its label {e.label} is its target.")
         self.checked.append("verdicts: each agrees with its own row")
         return not self.wrong
 
@@ -139,7 +156,7 @@ class _Check(Findings):
         free = not all(threat.bounded for threat in self.threats.values())
         distances, nearest = summarise_distances(examples, list(seconds)) if free else (None, None)
         expected: dict[str, Any] = {
-            "distances": distances, "nearest": nearest,
+            "distances": distances, "nearest": nearest, "targets": summarise_targets(examples, self.columns),
             "n": len(examples), "clean_accuracy": clean, "robust_accuracy": robust, "attacks": attacks,
             "forwards": len(examples) + sum(a.forwards for a in attacks),
             "backwards": sum(a.backwards for a in attacks),
@@ -156,8 +173,10 @@ class _Check(Findings):
         judge = Judge(model, next(iter(self.threats.values())), votes=self.votes)
         for batch in _batches(self.examples):
             x, y = (part.to(model.mean.device) for part in dataset.batch([e.id for e in batch]))
-            predictions, margins = judge.look(x, y, clean_streams(self.record.spec["seed"], [e.id for e in batch]))
-            for e, label, guess, gap in zip(batch, y.tolist(), predictions.tolist(), margins.tolist(), strict=True):
+            predictions, logits = judge.see(x, clean_streams(self.record.spec["seed"], [e.id for e in batch]))
+            self._targets(batch, y, logits)
+            margins = margin(logits, y).tolist()
+            for e, label, guess, gap in zip(batch, y.tolist(), predictions.tolist(), margins, strict=True):
                 if e.label != label:
                     self.wrong.append(f"example {e.id}: its label was edited: {e.label}, the data says {label}.")
                 elif e.clean_prediction != guess and not self._excused(e.id, gap):
@@ -165,6 +184,30 @@ class _Check(Findings):
                         f"example {e.id}: the clean image is classified {guess}, the record says {e.clean_prediction}."
                     )
         self.checked.append(f"clean images: label and prediction of {len(self.examples)}")
+
+    def _targets(self, batch: Sequence[ExampleRecord], y: Tensor, logits: Tensor) -> None:
+        """The class that each had to become follows from the goal; the matrix has a column for each class."""
+        targets = self.goal.targets(y, logits)
+        if targets is None:
+            return
+        if self.columns != logits.shape[1]:
+            self.wrong.append(f"record.json: targets has {self.columns} columns for {logits.shape[1]} classes.")
+            return
+        for row, (e, target) in enumerate(zip(batch, targets.tolist(), strict=True)):
+            if e.target == target:
+                continue
+            other = e.target if e.target in range(self.columns) and e.target != e.label else None
+            close = other is not None and self.goal.kind == "least-likely"
+            if not close or not self._excused(e.id, float(logits[row, other] - logits[row, target])):
+                self.wrong.append(f"example {e.id}: its target was edited: {e.target}, {self.goal} says {target}.")
+
+    def plan_file(self, dataset: Dataset, model: Classifier) -> None:
+        """The run's copy of a plan of the user's own is the one that was run."""
+        x, _ = dataset.batch([self.examples[0].id])
+        classes = model(x.to(model.mean.device)).shape[1]
+        self.wrong += disagreements(self.run, self.record.spec, classes)
+        if self.record.spec.get("plan_sha256"):
+            self.checked.append(f"plan: {PLAN_FILE} hashes to {self.record.spec['plan_sha256'][:12]}")
 
     def witnesses(self, dataset: Dataset, model: Classifier) -> None:
         """Each broken example has an image inside the threat model that the network misclassifies; no other has one."""
@@ -223,7 +266,9 @@ class _Check(Findings):
         x, y = (part.to(device) for part in dataset.batch([e.id for e, _ in fits]))
         x_adv = torch.stack([image for _, image in fits]).to(device)
         judge = Judge(model, next(iter(self.threats.values())), votes=self.votes)
-        predictions, margins = judge.look(x_adv, y, self._streams([e for e, _ in fits]) if judge.stochastic else None)
+        predictions, logits = judge.see(x_adv, self._streams([e for e, _ in fits]) if judge.stochastic else None)
+        aims = [e.target for e, _ in fits if e.target is not None and 0 <= e.target < logits.shape[1]]
+        margins = goal_margin(logits, torch.tensor(aims).to(y)) if len(aims) == len(fits) else margin(logits, y)
         for k, (e, _) in enumerate(fits):
             threat = self.threats.get(e.threat or "", None)
             if threat is None:
@@ -256,6 +301,8 @@ class _Check(Findings):
             return f"its distance was edited: {e.distance}, the witness lies at {distance:.9g}."
         if self._excused(e.id, gap):
             return None
+        if e.target is not None and guess != e.target:
+            return f"its witness is classified {guess}, and its target is {e.target}: it does not reach it."
         if guess == e.label:
             return f"its witness is classified {guess}, as the label says: it breaks nothing."
         if e.prediction is not None and guess != e.prediction and self.votes == 1:

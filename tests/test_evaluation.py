@@ -276,8 +276,8 @@ def test_a_convnet_in_every_norm(tmp_path: Path) -> None:
 )
 def test_a_card_names_the_data(classifier: str, data: str | None, tmp_path: Path) -> None:
     """A classifier is evaluated on its own data unless told otherwise; whoever has no card gets the embedded images."""
-    assert (data or "fmnist-test-1k") == prepare._default_data(classifier)
+    assert (data or "fmnist-test-1k") == prepare.default_data(classifier)
     if data is not None:
         card = tmp_path / "mine.json"
         shutil.copy2(bundled_cards()[classifier], card)
-        assert data == prepare._default_data(str(card))
+        assert data == prepare.default_data(str(card))

@@ -242,9 +242,9 @@ def test_run_without_a_broken_example_has_no_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("largest", "factor"), [(0.1, 5), (4 / 255, 31), (8 / 255, 15), (0.3, 1.7), (0.9, 1), (0, 1), (1e-3, 500)]
 )
-def test_amplification_keeps_the_largest_change_in_view(largest: float, factor: float) -> None:
+def testamplification_keeps_the_largest_change_in_view(largest: float, factor: float) -> None:
     """Half the range at most, a round number, and never a reduction."""
-    assert plot._amplification(largest) == pytest.approx(factor, abs=1e-9)
+    assert plot.amplification(largest) == pytest.approx(factor, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", list(ATTACKS))
