@@ -6,8 +6,9 @@ import statistics
 from typing import Any
 
 from robustgen.benchmarks.tables import load_result, markdown_table, source
+from robustgen.tables import interval_cell
 
-__all__ = ["certify_replay", "certify_speed"]
+__all__ = ["certify_inside", "certify_patches", "certify_replay", "certify_speed"]
 
 
 def certify_replay() -> str:
@@ -34,6 +35,39 @@ def certify_speed() -> str:
     memory = f"Peak memory: {few:,.0f} MiB at 1,000 draws, {many:,.0f} MiB at 100,000."
     form = f"Ours in the form that was fastest here, {result['form']}."
     return f"{markdown_table(header, rows)}\n\n{result['what']}. {form} {memory} {source(result)}"
+
+
+def certify_inside() -> str:
+    """Certified, attacked and clean accuracy of the same images."""
+    result = load_result("certify_inside")
+    rows = [
+        (
+            side["classifier"], f"{side['sigma']:g}", f"{row['radius']:g}",
+            *(interval_cell(row[key]) for key in ("certified", "attacked", "clean")),
+            f"{len(side['broken'])} of {side['attacked']}",
+            f"{100 * side['share']:.1f} / {100 * side['attacked_share']:.1f}",
+        )
+        for side in result["rows"]
+        for row in side["rows"]
+    ]  # fmt: skip
+    header = ("classifier", "sigma", "radius, L2", "certified, %", "attacked, %", "clean, %", "broken",
+              "votes before / after, %")  # fmt: skip
+    return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"
+
+
+def certify_patches() -> str:
+    """Certified accuracy against the side of a patch."""
+    result = load_result("certify_patches")
+    rows = [
+        (
+            side["method"], side["classifier"], str(side["n"]), interval_cell(side["undefended"]), str(row["patch"]),
+            interval_cell(row["clean"]), interval_cell(row["certified"]),
+        )
+        for side in result["rows"]
+        for row in side["rows"]
+    ]  # fmt: skip
+    header = ("method", "classifier", "images", "without a defence, %", "side", "defended, clean, %", "certified, %")
+    return f"{markdown_table(header, rows)}\n\n{source(result)}"
 
 
 def _side(method: str, side: dict[str, Any]) -> tuple[str, ...]:
