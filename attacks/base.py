@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,9 +12,14 @@ from robustgen.attacks.losses import LossFn
 from robustgen.rng import ExampleRng
 from robustgen.threat import Norm, ThreatModel, per_row
 
-__all__ = ["Attack", "MinimumNorm", "Query", "QueryModel", "Rows", "State", "start_again"]
+__all__ = [
+    "AnswersOnly", "Attack", "MinimumNorm", "Query", "QueryModel", "Rows", "Sees", "State", "sees", "start_again",
+]  # fmt: skip
 
 T = TypeVar("T")
+
+Sees = Literal["gradients", "scores", "labels"]
+"""What an attack is shown of the classifier: all, logits, or the predicted class; each holds what comes after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,30 @@ class MinimumNorm(Attack, Protocol):
     @property
     def takes_eps(self) -> bool:
         """Whether it also attacks inside an eps, where the first success ends it."""
+
+
+@runtime_checkable
+class AnswersOnly(Attack, Protocol):
+    """An attack that asks for no gradient and sends one image a round, so many for an example at most.
+
+    The engine shows it no more than it says it sees.
+    """
+
+    @property
+    def sees(self) -> Sees:
+        """ "scores", the logits of each image, or "labels", its predicted class alone."""
+
+    def limited(self, queries: int) -> Attack:
+        """The same attack, which sends at most so many images for an example.
+
+        Raises:
+            SpecError: so few that it cannot begin.
+        """
+
+
+def sees(attack: Attack) -> Sees:
+    """What an attack must be shown."""
+    return attack.sees if isinstance(attack, AnswersOnly) else "gradients"
 
 
 def start_again(x: Tensor, rng: ExampleRng) -> Tensor:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import Attack, Rows, State
+from robustgen.attacks.base import Attack, Rows, State, sees
 from robustgen.attacks.losses import margin
 from robustgen.judge import Judge, judging_streams
 from robustgen.memory import is_memory_error
@@ -136,7 +136,26 @@ def run(
         starts: where an example begins, (C, H, W), instead of where the attack would; None for there.
         only_last: only the last point of a row is judged: the oracle speaks for another classifier than the judge.
     """
-    waiting = deque(_Entry(id_) for id_ in ids)
+    with oracle.showing(sees(attack)):
+        _run(attack, oracle, judge, fetch, deque(map(_Entry, ids)), threat, seed, batch_size, finish, keep_nearest,
+             starts, only_last)  # fmt: skip
+
+
+def _run(
+    attack: Attack,
+    oracle: Oracle,
+    judge: Judge,
+    fetch: Fetch,
+    waiting: deque[_Entry],
+    threat: ThreatModel,
+    seed: int,
+    batch_size: int,
+    finish: Callable[[Outcome], None],
+    keep_nearest: bool,
+    starts: Callable[[int], Tensor | None] | None,
+    only_last: bool,
+) -> None:
+    """The loop: fill the batch, one round, let out what is settled."""
     found: dict[int, Outcome] | None = None if judge.threat.bounded else {}
     rows: _Batch | None = None
     while waiting or rows is not None:
