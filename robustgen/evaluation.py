@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from robustgen import engine
+from robustgen.attacks.base import sees
+from robustgen.attacks.queries import counts_queries
 from robustgen.defended import crossed_by, has_generator
 from robustgen.distances import summarise_distances
 from robustgen.environment import describe_environment
@@ -21,6 +23,7 @@ from robustgen.judge import Judge, clean_streams, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.prepare import Job, Stage
 from robustgen.progress import Progress
+from robustgen.queries import summarise_queries
 from robustgen.ranks import Ranks
 from robustgen.record import ExampleRecord, RunRecord, summarise
 from robustgen.rng import stage_seed
@@ -186,6 +189,8 @@ class _Run:
             settled += 1
             if stage.blind and not outcome.broken:  # how near another classifier came says nothing of this one
                 outcome = replace(outcome, margin=math.inf, missed=False, nearest=None)
+            if sees(stage.attack) == "labels":  # which have no margin
+                outcome = replace(outcome, margin=math.inf, nearest=None)
             nearer, again = outcome.margin < self.margin[outcome.id], outcome.id in self.hits
             self._left(stage, outcome)
             if outcome.broken:
@@ -338,6 +343,7 @@ def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:
         stochastic=score_stochastic(job, examples, journal) if run.randomised else None,
         distances=distances,
         nearest=nearest,
+        queries=summarise_queries(examples, run.ran) if counts_queries(job.plan, job.threats[0]) else None,
         spec=asdict(job.spec),
         identity=job.spec.identity(),
         n=len(examples),

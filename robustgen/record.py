@@ -10,6 +10,7 @@ from typing import Any
 
 from robustgen.distances import DistanceSummary, NearestSummary
 from robustgen.errors import RecordError
+from robustgen.queries import QueriesSummary
 from robustgen.statistics import Estimate, proportion
 
 __all__ = ["AttackSummary", "ExampleRecord", "RunRecord", "StochasticScore", "summarise"]
@@ -124,6 +125,7 @@ class RunRecord:
         distances, nearest: how far away the adversarial images of each attack are, and the best of all with its curve
             of robust accuracy against eps, where the run has no eps; else null. `robust_accuracy` then is the share
             that no attack broke at any distance.
+        queries: how many queries each attack took, where all of them see answers only and the run has an eps; else null.
         notes: what a reader should know, in sentences.
         environment: versions, hardware, git commit, threads.
         status: "success".
@@ -146,6 +148,7 @@ class RunRecord:
     stochastic: StochasticScore | None = None
     distances: dict[str, DistanceSummary] | None = None
     nearest: NearestSummary | None = None
+    queries: QueriesSummary | None = None
     status: str = "success"
     schema: int = 1
     run: str = ""
@@ -206,6 +209,8 @@ class RunRecord:
             if kept.get("nearest") is not None:
                 kept["nearest"] = NearestSummary.from_json(kept["nearest"])
                 kept["distances"] = {name: DistanceSummary(**row) for name, row in kept["distances"].items()}
+            if kept.get("queries") is not None:
+                kept["queries"] = QueriesSummary.from_json(kept["queries"])
             kept.update(flags=tuple(kept["flags"]), notes=tuple(kept["notes"]), run=str(run))
             return cls(**kept)
         except (KeyError, TypeError) as error:
