@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self, TypeVar, cast, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,23 +13,18 @@ from robustgen.rng import ExampleRng
 from robustgen.threat import Norm, ThreatModel, per_row
 
 __all__ = [
-    "SILENT_BY_DEFAULT",
-    "Attack",
-    "MinimumNorm",
-    "Query",
-    "QueryModel",
-    "Rows",
-    "State",
-    "Targetable",
-    "start_again",
-    "stay_close",
-]
+    "SILENT_BY_DEFAULT", "AnswersOnly", "Attack", "MinimumNorm", "Query", "QueryModel", "Rows", "Sees", "State",
+    "Targetable", "sees", "start_again", "stay_close",
+]  # fmt: skip
 
 T = TypeVar("T")
 
 SILENT_BY_DEFAULT = {"silent": True}
 """Metadata of a hyper-parameter that came later: at its default no protocol string names it, so that those of old runs
 stay what they were."""
+
+Sees = Literal["gradients", "scores", "labels"]
+"""What an attack is shown of the classifier: all, logits, or the predicted class; each holds what comes after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +213,30 @@ def stay_close(query: Query, x: Tensor, start: Tensor, weight: float) -> Query:
     away = x - start
     loss = query.loss - weight * away.square().flatten(1).sum(1)
     return Query(loss, query.grad - 2 * weight * away, query.logits)
+
+
+@runtime_checkable
+class AnswersOnly(Attack, Protocol):
+    """An attack that asks for no gradient and sends one image a round, so many for an example at most.
+
+    The engine shows it no more than it says it sees.
+    """
+
+    @property
+    def sees(self) -> Sees:
+        """ "scores", the logits of each image, or "labels", its predicted class alone."""
+
+    def limited(self, queries: int) -> Attack:
+        """The same attack, which sends at most so many images for an example.
+
+        Raises:
+            SpecError: so few that it cannot begin.
+        """
+
+
+def sees(attack: Attack) -> Sees:
+    """What an attack must be shown."""
+    return attack.sees if isinstance(attack, AnswersOnly) else "gradients"
 
 
 def start_again(x: Tensor, rng: ExampleRng) -> Tensor:

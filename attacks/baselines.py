@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustgen.attacks.base import QueryModel, State
+from robustgen.attacks.base import QueryModel, Sees, State
 from robustgen.errors import SpecError
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
@@ -43,6 +43,7 @@ class RandomNoise:
     steps: int = 100
     restarts: ClassVar[int] = 1
     takes_goal: ClassVar[bool] = True
+    sees: ClassVar[Sees] = "scores"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -51,6 +52,10 @@ class RandomNoise:
     @property
     def rounds(self) -> int:
         return self.steps
+
+    def limited(self, queries: int) -> RandomNoise:
+        """So many points."""
+        return replace(self, steps=queries)
 
     def init(
         self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,

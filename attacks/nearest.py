@@ -45,17 +45,25 @@ def goal_threats(text: str | ThreatModel, report: str) -> tuple[ThreatModel, ...
     return threats
 
 
-def check_goal(plan: Plan, threat: ThreatModel) -> None:
+def check_goal(plan: Plan, threat: ThreatModel, *, norm_known: bool = True) -> None:
     """Whether every attack of the plan can do what the threat model asks.
 
+    Args:
+        plan: what is run.
+        threat: under which.
+        norm_known: whether its norm is the one that will be attacked; else only whether it has an eps counts.
+
     Raises:
-        SpecError: an attack that needs an eps where there is none, or one that takes none where there is one.
+        SpecError: an attack that needs an eps where there is none, one that takes none where there is one, one that
+            has not this norm; or no attack at all.
     """
+    if not plan.attacks and norm_known:
+        raise SpecError(f"plan {plan.name} has no attack for {threat}; type --plan nearest or another norm.")
     for entry in (*plan.attacks, *plan.growth):
-        _check_attack(attack_of(entry), entry, threat)
+        _check_attack(attack_of(entry), entry, threat, norm_known)
 
 
-def _check_attack(attack: Attack, entry: Entry, threat: ThreatModel) -> None:
+def _check_attack(attack: Attack, entry: Entry, threat: ThreatModel, norm_known: bool) -> None:
     name = ATTACKS.name_of(attack)
     if threat.bounded:
         if isinstance(attack, MinimumNorm) and not attack.takes_eps:
@@ -64,13 +72,18 @@ def _check_attack(attack: Attack, entry: Entry, threat: ThreatModel) -> None:
                 f"--threat {threat.norm if threat.norm in attack.nearest_in else attack.nearest_in[0]} "
                 "--report distance."
             )
+        if isinstance(attack, MinimumNorm) and norm_known and threat.norm not in attack.nearest_in:
+            raise SpecError(
+                f"attack '{name}' works in {', '.join(attack.nearest_in)}, not in {threat}; type "
+                f"{'--attacks hopskipjump' if threat.norm == 'linf' else '--attacks square'}, or another norm."
+            )
         return
     if not isinstance(attack, MinimumNorm) or isinstance(entry, Near | Rung):
         raise SpecError(
             f"attack '{name}' needs an eps, and threat {threat} has none; type --plan nearest or --attacks fmn, or "
             "drop --report distance and give the threat an eps such as l2:0.5."
         )
-    if threat.norm not in attack.nearest_in:
+    if norm_known and threat.norm not in attack.nearest_in:
         raise SpecError(
             f"attack '{name}' finds the nearest image in {', '.join(attack.nearest_in)}, not in {threat}; "
             "type --attacks fmn, which knows every norm."

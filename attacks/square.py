@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import QueryModel, State
+from robustgen.attacks.base import QueryModel, Sees, State
 from robustgen.errors import SpecError
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
@@ -55,6 +55,7 @@ class Square:
     p_init: float = 0.8
     restarts: int = 1
     takes_goal: ClassVar[bool] = True
+    sees: ClassVar[Sees] = "scores"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -65,6 +66,12 @@ class Square:
     @property
     def rounds(self) -> int:
         return self.steps + 1  # the initial point is a query as well
+
+    def limited(self, queries: int) -> Square:
+        """One restart of so many queries, the start among them."""
+        if queries < 2:
+            raise SpecError(f"square needs 2 queries at least, its start and one proposal, got {queries}.")
+        return replace(self, steps=queries - 1, restarts=1)
 
     def init(
         self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,

@@ -51,12 +51,18 @@ def eval_command(
     ] = "accuracy",
     plan: Annotated[
         str | None,
-        typer.Option(help="Plan by name or TOML file (default: rapid; adaptive with --purify; nearest for distance)."),
+        typer.Option(
+            help="Plan by name or TOML file (default: rapid; adaptive with --purify; nearest for distance; queries)."
+        ),
     ] = None,
     attacks: Annotated[str | None, typer.Option(help="Instead of a plan: pgd:steps=20:restarts=2,square")] = None,
     goal: Annotated[
         str | None,
         typer.Option(help="Class to reach: targeted:CLASS, least-likely, next or all (default: any wrong class)."),
+    ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(help="Most images an attack may send for one example; for attacks that see answers only."),
     ] = None,
     purify: Annotated[
         str | None, typer.Option(help="Put a purifier in front: diffpure:t=0.1,steps=20 (`list purifiers`).")
@@ -99,13 +105,15 @@ def eval_command(
       robustgen eval fmnist-at-l2 --threat l2 --report distance --attacks fmn,ddn -n 200
 
       robustgen eval fmnist-standard --goal all -n 100
+
+      robustgen eval fmnist-standard --threat linf:0.05 --queries 1000 --attacks square,bandits,hopskipjump -n 50
     """
     from robustgen.prepare import Request, prepare
 
     if plan is not None and attacks is not None:
         raise SpecError("--plan and --attacks exclude each other; drop one of them.")
     asked = {"data": data, "threat": threat, "plan": plan, "attacks": attacks, "ids": ids, "n": n, "seed": seed,
-             "eot": eot, "goal": goal}  # fmt: skip
+             "eot": eot, "goal": goal, "queries": queries}  # fmt: skip
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if suite is not None:
         from robustgen.suites import load_suite

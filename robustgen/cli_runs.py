@@ -16,7 +16,8 @@ __all__: list[str] = []
 @app.command("plot")
 def plot_command(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folder that `robustgen eval` left; several of --report distance.")
+        list[Path],
+        typer.Argument(help="Run folder that `robustgen eval` left; several of --report distance or --queries."),
     ],
     out: Annotated[Path | None, typer.Option(help="Where to put the pictures (default: the first run folder).")] = None,
     n: Annotated[int, typer.Option("--n", help="Examples behind the curve of accuracy against eps.")] = 200,
@@ -27,8 +28,9 @@ def plot_command(
 ) -> None:
     """Draw accuracy against eps, and a grid of clean, adversarial and amplified difference.
 
-    Of runs with --report distance the curves are drawn together, from the distances that they found. Of a run with
-    --goal the success of each label towards each class is drawn, as a matrix.
+    Of runs with --report distance the curves are drawn together, from the distances that they found; of runs whose
+    attacks see answers only, such as those with --queries, the share broken against queries. Of a run with --goal the
+    success of each label towards each class is drawn, as a matrix.
 
     Examples -
 
@@ -39,12 +41,17 @@ def plot_command(
     from robustgen.environment import tune_process
     from robustgen.plot import plot_run
     from robustgen.plot_distances import has_distances, plot_distances
+    from robustgen.plot_queries import has_queries, plot_queries
     from robustgen.plot_targets import has_targets, plot_targets
 
     if len(runs) == 1 and has_targets(runs[0]):
         for path in with_progress(
             lambda progress: plot_targets(runs[0], out=out, data_dir=data_dir, progress=progress)
         ):
+            print(path)
+        return
+    if has_queries(runs[0]):
+        for path in plot_queries(runs, out=out):
             print(path)
         return
     if len(runs) > 1 or has_distances(runs[0]):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from robustgen.errors import SpecError
-from robustgen.statistics import dkw_margin
+from robustgen.statistics import exceedance
 from robustgen.targets import counted
 
 if TYPE_CHECKING:
@@ -127,17 +127,8 @@ def accuracy_curve(distances: Sequence[float]) -> tuple[CurvePoint, ...]:
     Source: the empirical distribution function of the distances, turned around: at eps the share whose distance is
     larger. The band holds for all eps at once with 95 % (Massart 1990, Annals of Probability 18).
     """
-    n, margin = len(distances), dkw_margin(len(distances))
-    ordered = sorted(distances)
-    places = sorted({d for d in ordered if 0 < d < math.inf})
-    stride = max(1, math.ceil(len(places) / _POINTS))
-    points, passed = [], 0
-    for eps in [0.0, *reversed(places[::-1][::stride])]:
-        while passed < n and ordered[passed] <= eps:
-            passed += 1
-        value = (n - passed) / n
-        points.append(CurvePoint(eps=eps, value=value, low=max(0.0, value - margin), high=min(1.0, value + margin)))
-    return tuple(points)
+    curve = exceedance(distances, _POINTS)
+    return tuple(CurvePoint(eps=eps, value=share.value, low=share.low, high=share.high) for eps, share in curve)
 
 
 def _summary(distances: Sequence[float]) -> DistanceSummary:

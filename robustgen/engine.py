@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import Attack, Rows, State
+from robustgen.attacks.base import Attack, Rows, State, sees
 from robustgen.judge import Judge, judging_streams
 from robustgen.memory import is_memory_error
 from robustgen.oracle import Cost, Oracle
@@ -145,18 +145,21 @@ def run(
     waiting = deque(_Entry(id_) for id_ in ids)
     found: dict[int, Outcome] | None = None if judge.threat.bounded else {}
     rows: _Batch | None = None
-    while waiting or rows is not None:
-        vacant = batch_size - (0 if rows is None else len(rows))
-        if waiting and (rows is None or vacant * _REFILL_SHARE >= batch_size or vacant >= len(waiting)):
-            entering = [waiting.popleft() for _ in range(min(vacant, len(waiting)))]
-            fresh = _enter(attack, oracle, fetch, threat, seed, entering, keep_nearest, starts, goals)
-            rows = fresh if rows is None else rows.join(fresh)
-        assert rows is not None
-        largest = _round(rows, attack, oracle)
-        if largest < min(len(rows), batch_size):
-            batch_size = largest
-            log.warning("memory is exhausted by a larger batch: going on with %d rows at once, same results", largest)
-        rows = _settle(rows, attack, judge, waiting, finish, only_last, found, queries)
+    with oracle.showing(sees(attack)):
+        while waiting or rows is not None:
+            vacant = batch_size - (0 if rows is None else len(rows))
+            if waiting and (rows is None or vacant * _REFILL_SHARE >= batch_size or vacant >= len(waiting)):
+                entering = [waiting.popleft() for _ in range(min(vacant, len(waiting)))]
+                fresh = _enter(attack, oracle, fetch, threat, seed, entering, keep_nearest, starts, goals)
+                rows = fresh if rows is None else rows.join(fresh)
+            assert rows is not None
+            largest = _round(rows, attack, oracle)
+            if largest < min(len(rows), batch_size):
+                batch_size = largest
+                log.warning(
+                    "memory is exhausted by a larger batch: going on with %d rows at once, same results", largest
+                )
+            rows = _settle(rows, attack, judge, waiting, finish, only_last, found, queries)
 
 
 def _enter(

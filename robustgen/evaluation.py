@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from robustgen import engine
+from robustgen.attacks.base import sees
 from robustgen.attacks.losses import goal_margin, margin
+from robustgen.attacks.queries import counts_queries
 from robustgen.defended import crossed_by, has_generator
 from robustgen.distances import summarise_distances
 from robustgen.environment import describe_environment
@@ -23,6 +25,7 @@ from robustgen.oracle import Oracle
 from robustgen.own_plans import keep_plan
 from robustgen.prepare import Job, Stage
 from robustgen.progress import Progress
+from robustgen.queries import summarise_queries
 from robustgen.ranks import Ranks
 from robustgen.record import ExampleRecord, RunRecord, summarise
 from robustgen.rng import stage_seed
@@ -153,8 +156,8 @@ class _Run:
         judge = next(iter(self.judges.values()))
         for at in range(0, len(todo), self.job.batch_size):
             ids = todo[at : at + self.job.batch_size]
-            for seen in self._look(judge, ids):
-                wrong += not self._file_clean(**seen)
+            for row in self._look(judge, ids):
+                wrong += not self._file_clean(**row)
             self.progress.advance(at + len(ids), f"{wrong} misclassified")
         self._line_up()
         self.journal.flush()
@@ -213,6 +216,8 @@ class _Run:
             settled += 1
             if stage.blind and not outcome.broken:  # how near another classifier came says nothing of this one
                 outcome = replace(outcome, margin=math.inf, missed=False, nearest=None)
+            if sees(stage.attack) == "labels":  # which have no margin
+                outcome = replace(outcome, margin=math.inf, nearest=None)
             nearer, again = outcome.margin < self.margin[outcome.id], outcome.id in self.hits
             self._left(stage, outcome)
             if outcome.broken:
@@ -372,6 +377,7 @@ def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:
         targets=summarise_targets(examples, job.classes),
         distances=distances,
         nearest=nearest,
+        queries=summarise_queries(examples, run.ran) if counts_queries(job.plan, job.threats[0]) else None,
         spec=job.spec.table(),
         identity=job.spec.identity(),
         n=len(examples),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from robustgen.attacks.base import Query
+from robustgen.attacks.base import Query, Sees
 from robustgen.attacks.losses import LossFn
+from robustgen.errors import AttackError
 from robustgen.rng import ExampleRng, child_stream, streams_at, streams_of_draws
 
 __all__ = ["Cost", "Oracle", "split_draws"]
@@ -45,8 +48,18 @@ class Oracle:
         self.model = model
         self.eot = eot
         self.cost = Cost()
+        self.shows: Sees = "gradients"
         self._streams: ExampleRng | None = None
         self._queries = 0
+
+    @contextmanager
+    def showing(self, shows: Sees) -> Iterator[None]:
+        """Show an attack no more than this: "scores" without gradients, "labels" as logits 1 and 0."""
+        before, self.shows = self.shows, shows
+        try:
+            yield
+        finally:
+            self.shows = before
 
     def look_at(self, rng: ExampleRng, place: Tensor) -> None:
         """Say whose rows the queries are about from now on, each at its place (B,) int64 in the attack.
@@ -58,14 +71,23 @@ class Oracle:
             self._queries = 0
 
     def logits(self, x: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(B, K) float32, averaged over `eot` draws, without gradients; rows that are `known` are taken from there."""
+        """(B, K) float32, averaged over `eot` draws, without gradients; rows that are `known` are taken from there.
+
+        Where only labels are shown, 1 at the class of the largest mean and 0 elsewhere; NaN where a logit is not finite.
+        """
         self.cost += Cost(forwards=len(x) * self.eot)
         if known is None or not known[0].any():
-            return self._forward(x)
+            return self._shown(self._forward(x))
         rows, logits = (~known[0]).nonzero().flatten(), known[1].clone()
         if len(rows):
-            logits[rows] = self._forward(x[rows], rows)
+            logits[rows] = self._shown(self._forward(x[rows], rows))
         return logits
+
+    def _shown(self, logits: Tensor) -> Tensor:
+        if self.shows != "labels":
+            return logits
+        label = one_hot(logits.argmax(1), logits.shape[1]).to(logits)
+        return torch.where(logits.isfinite().all(1, keepdim=True), label, torch.nan)
 
     def _forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         total = torch.zeros(())
@@ -92,7 +114,12 @@ class Oracle:
         """Loss (B,), its gradient (B, C, H, W) and logits (B, K) at x, each the mean of `eot` draws.
 
         Where the loss does not depend on x the gradient is zero.
+
+        Raises:
+            AttackError: gradients are not shown.
         """
+        if self.shows != "gradients":
+            raise AttackError(f"an attack that says it sees {self.shows} asked for a gradient.")
         losses, grads, outputs = torch.zeros(()), torch.zeros_like(x), torch.zeros(())
         for copies, streams in self._draws(len(x)):
             leaf = x.detach().requires_grad_()

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_distances", "has_distances", "plot_distances"]
+__all__ = ["COLOURS", "LINES", "check_shared", "draw_distances", "has_distances", "plot_distances"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito
-_LINES = ("-", "--", ":", "-.")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito
+LINES = ("-", "--", ":", "-.")
 _FIXED = ("threat", "data", "data_sha256", "ids")  # what runs in one picture share
 
 
@@ -56,17 +56,27 @@ def plot_distances(runs: Sequence[Path], *, out: Path | None) -> list[Path]:
                 f"{run} was made inside an eps; several runs are drawn together only where each comes from "
                 "robustgen eval --report distance."
             )
+    check_shared(runs, records)
+    out = out or runs[0]
+    make_folder(out)
+    figure = draw_distances(records, [read_examples(run) for run in runs])
+    save_figure(figure, out / "accuracy-eps.png")
+    return [out / "accuracy-eps.png"]
+
+
+def check_shared(runs: Sequence[Path], records: Sequence[RunRecord]) -> None:
+    """Refuse runs of different examples or threat models in one picture.
+
+    Raises:
+        SpecError: names the field in which they differ.
+    """
+    for run, record in zip(runs, records, strict=True):
         for field in _FIXED:
             if record.spec[field] != records[0].spec[field]:
                 raise SpecError(
                     f"{run} and {runs[0]} cannot share a picture: {field} is {record.spec[field]} there and "
                     f"{records[0].spec[field]} here."
                 )
-    out = out or runs[0]
-    make_folder(out)
-    figure = draw_distances(records, [read_examples(run) for run in runs])
-    save_figure(figure, out / "accuracy-eps.png")
-    return [out / "accuracy-eps.png"]
 
 
 def draw_distances(records: Sequence[RunRecord], examples: Sequence[Sequence[ExampleRecord]]) -> Figure:
@@ -81,7 +91,7 @@ def draw_distances(records: Sequence[RunRecord], examples: Sequence[Sequence[Exa
         axes = figure.add_subplot()
         reach = 0.0
         for k, (record, rows) in enumerate(zip(records, examples, strict=True)):
-            colour, line = _COLOURS[k % len(_COLOURS)], _LINES[k // len(_COLOURS) % len(_LINES)]
+            colour, line = COLOURS[k % len(COLOURS)], LINES[k // len(COLOURS) % len(LINES)]
             reach = max(reach, _curve(axes, [nearest_of(e) for e in rows], _label(record), colour, line))
         if len(records) == 1 and len(records[0].attacks) > 1:
             _attacks(axes, records[0], examples[0])
@@ -111,8 +121,8 @@ def _attacks(axes: Axes, record: RunRecord, rows: Sequence[ExampleRecord]) -> No
         alone = [0.0 if e.broken_by == "clean" else (e.distances or {}).get(attack.name, math.inf) for e in rows]
         points = accuracy_curve(alone)
         axes.plot(
-            [p.eps for p in points], [p.value for p in points], _LINES[k % len(_LINES)], linewidth=0.9,
-            color=_COLOURS[k % len(_COLOURS)], drawstyle="steps-post", label=f"{attack.name} alone",
+            [p.eps for p in points], [p.value for p in points], LINES[k % len(LINES)], linewidth=0.9,
+            color=COLOURS[k % len(COLOURS)], drawstyle="steps-post", label=f"{attack.name} alone",
         )  # fmt: skip
 
 

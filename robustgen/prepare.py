@@ -14,6 +14,7 @@ from robustgen.adversarials import Adversarials
 from robustgen.attacks.base import Attack
 from robustgen.attacks.nearest import check_goal, goal_threats
 from robustgen.attacks.plans import Entry, Limited, Near, Plan, Rung, attack_of, parse_plan
+from robustgen.attacks.queries import limit, needs_float32
 from robustgen.attacks.replay import Replay
 from robustgen.cards import Card, bundled_cards
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
@@ -48,9 +49,10 @@ class Request:
     classifier: str | nn.Module = "fmnist-at"
     data: str | tuple[Tensor, Tensor] | None = None
     threat: str | ThreatModel | None = None
-    plan: str | Plan | None = None  # "adaptive" behind a purifier, else "rapid"
+    plan: str | Plan | None = None  # "adaptive" behind a purifier, "queries" with a budget of them, else "rapid"
     goal: str | None = None  # that of the plan, else "untargeted"
     attacks: str | Sequence[Attack] | None = None
+    queries: int | None = None
     start: Adversarials | None = None
     n: int | None = None
     ids: str | Sequence[int] | None = None
@@ -119,7 +121,8 @@ def prepare(
     request, own_plan = with_stored_plan(request, out)
     threats = () if request.threat is None else goal_threats(request.threat, request.report)
     # names and parameters, before any file
-    goal = _goal_of(request, _plan_of(request, threats[0] if threats else _any_threat(request)))
+    first = threats[0] if threats else _any_threat(request)
+    goal = _goal_of(request, _plan_of(request, first, known=bool(threats)))
     data_dir = None if request.data_dir is None else Path(request.data_dir)
     dataset = load_data(default_data(request.classifier) if request.data is None else request.data, data_dir=data_dir)
     ids = _choose_ids(request, dataset)
@@ -154,7 +157,10 @@ def prepare(
     stem = f"{_slug(dataset.name)}-{_slug(classifier.card.name)}"
     recorded = _recorded_precision(spec, out, stem) if request.precision == "auto" else None
     ranks.agree(spec)
-    search, notes = _shared_form(classifier, x, y, recorded or request.precision, ranks, exact=not threats[0].bounded)
+    search, notes = _shared_form(
+        classifier, x, y, recorded or request.precision, ranks,
+        exact=not threats[0].bounded or any(map(needs_float32, plans)),
+    )  # fmt: skip
     spec = replace(spec, precision=str(search.form))
     told = check_labels(goal, dataset.labels[list(ids)].tolist())
     return Job(
@@ -198,12 +204,15 @@ def _load(request: Request, dataset: Dataset) -> Classifier:
     return classifier
 
 
-def _plan_of(request: Request, threat: ThreatModel) -> Plan:
+def _plan_of(request: Request, threat: ThreatModel, *, known: bool = True) -> Plan:
+    """The plan as asked for; `known` says whether the threat model is the one that will be attacked."""
     named = isinstance(request.classifier, str) and split_name(request.classifier) is not None
     default = "adaptive" if named or request.purify is not None else "rapid"
     default = default if threat.bounded else "nearest"
+    default = default if request.queries is None else "queries"
     plan = _with_start(parse_plan(request.plan or default, request.attacks, threat), request.start)
-    check_goal(plan, threat)
+    plan = plan if request.queries is None else limit(plan, request.queries)
+    check_goal(plan, threat, norm_known=known)
     plan = plan if threat.bounded else replace(plan, individual=True)
     return plan if request.eot is None else replace(plan, eot=request.eot)
 
@@ -296,6 +305,8 @@ def _check_values(request: Request, batch_size: int | None) -> None:
         raise SpecError(f"--n must be an integer, got {request.n!r}.")
     if request.eot is not None and request.eot < 1:
         raise SpecError(f"--eot must be >= 1, got {request.eot}.")
+    if request.queries is not None and request.eot not in (None, 1):
+        raise SpecError(f"--queries counts single answers, and --eot {request.eot} averages several; drop one of them.")
     if request.attacks is not None and request.plan is not None:
         raise SpecError("--plan and --attacks exclude each other; drop one of them.")
 

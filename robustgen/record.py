@@ -10,6 +10,7 @@ from typing import Any
 
 from robustgen.distances import DistanceSummary, NearestSummary
 from robustgen.errors import RecordError
+from robustgen.queries import QueriesSummary
 from robustgen.statistics import Estimate, proportion
 from robustgen.targets import TargetSummary, counted
 
@@ -133,6 +134,7 @@ class RunRecord:
             of robust accuracy against eps, where the run has no eps; else null. `robust_accuracy` then is the share
             that no attack broke at any distance.
         targets: how often which class was reached, where the run has a goal; else left out of record.json.
+        queries: how many queries each attack took, where all of them see answers only and the run has an eps; else null.
         notes: what a reader should know, in sentences.
         environment: versions, hardware, git commit, threads.
         status: "success".
@@ -156,6 +158,7 @@ class RunRecord:
     distances: dict[str, DistanceSummary] | None = None
     nearest: NearestSummary | None = None
     targets: TargetSummary | None = None
+    queries: QueriesSummary | None = None
     status: str = "success"
     schema: int = 1
     run: str = ""
@@ -224,6 +227,8 @@ class RunRecord:
                 kept["distances"] = {name: DistanceSummary(**row) for name, row in kept["distances"].items()}
             if kept.get("targets") is not None:
                 kept["targets"] = TargetSummary.from_json(kept["targets"])
+            if kept.get("queries") is not None:
+                kept["queries"] = QueriesSummary.from_json(kept["queries"])
             kept.update(flags=tuple(kept["flags"]), notes=tuple(kept["notes"]), run=str(run))
             return cls(**kept)
         except (KeyError, TypeError) as error:

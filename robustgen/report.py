@@ -10,6 +10,7 @@ from rich.table import Table
 from robustgen.distances import DistanceSummary
 from robustgen.errors import SpecError
 from robustgen.health import FLAGS
+from robustgen.queries import QuerySummary
 from robustgen.record import RunRecord, StochasticScore
 from robustgen.statistics import Estimate, examples_needed
 from robustgen.tables import aligned
@@ -49,6 +50,7 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
         *_targets(record),
         *_distances(record),
         *([("robust accuracy", _percent(record.robust_accuracy))] if record.nearest is None else []),
+        *_queries(record),
         *_stochastic(record),
     ]
 
@@ -89,6 +91,20 @@ def _distances(record: RunRecord) -> list[tuple[str, str]]:
 def _quartiles(row: DistanceSummary, unit: str) -> str:
     shown = ["inf" if d is None else f"{d:.4g}" for d in (row.median, row.q25, row.q75)]
     return f"median {shown[0]}{unit}  [quartiles {shown[1]}, {shown[2]}], found for {100 * row.success:.2f} %"
+
+
+def _queries(record: RunRecord) -> list[tuple[str, str]]:
+    """Of a run of attacks that see answers only: what each broke, and with how many queries."""
+    if record.queries is None:
+        return []
+    head = ("queries", f"{record.queries.misclassified} misclassified already (0 queries, not counted below)")
+    rows = record.queries.attacks
+    return [head, *((f"  {a.name}", _budget(rows[a.name])) for a in record.attacks if a.name in rows)]
+
+
+def _budget(row: QuerySummary) -> str:
+    broke = f"broke {100 * row.success:.2f} % of {row.attacked} within {row.most}"
+    return broke if row.median is None else f"{broke}; where it did, median {row.median}, mean {row.mean:.0f}"
 
 
 def _stochastic(record: RunRecord) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from robustgen.errors import SpecError
@@ -12,6 +12,7 @@ __all__ = [
     "Estimate",
     "dkw_margin",
     "examples_needed",
+    "exceedance",
     "majority_of",
     "mcnemar",
     "mean_share",
@@ -57,6 +58,24 @@ def dkw_margin(total: int) -> float:
     if total < 1:
         raise SpecError(f"a band needs one value or more, got {total}.")
     return math.sqrt(math.log(2 / 0.05) / (2 * total))
+
+
+def exceedance(values: Sequence[float], points: int) -> Iterator[tuple[float, Estimate]]:
+    """Places, and the share of the values (at least one, >= 0, infinite ones too) that is larger; with its band.
+
+    The first place is 0; then come at most so many of the values, the largest finite one always. The band holds for the
+    whole curve at once with 95 %: `dkw_margin` to both sides.
+    """
+    n, margin = len(values), dkw_margin(len(values))
+    ordered = sorted(values)
+    places = sorted({value for value in ordered if 0 < value < math.inf})
+    stride = max(1, math.ceil(len(places) / points))
+    passed = 0
+    for place in [0.0, *reversed(places[::-1][::stride])]:
+        while passed < n and ordered[passed] <= place:
+            passed += 1
+        share = (n - passed) / n
+        yield place, Estimate(share, max(0.0, share - margin), min(1.0, share + margin))
 
 
 def mean_share(shares: Sequence[float]) -> Estimate:

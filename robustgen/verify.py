@@ -30,6 +30,7 @@ from robustgen.goals import UNTARGETED, Goal
 from robustgen.judge import Judge, clean_streams, judging_streams, strict_float32
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.progress import Progress, Silent
+from robustgen.queries import summarise_queries
 from robustgen.record import ExampleRecord, RunRecord, summarise
 from robustgen.rng import ExampleRng, stage_seed
 from robustgen.runs import load_run_classifier, load_run_data, read_examples
@@ -157,6 +158,7 @@ class _Check(Findings):
         distances, nearest = summarise_distances(examples, list(seconds)) if free else (None, None)
         expected: dict[str, Any] = {
             "distances": distances, "nearest": nearest, "targets": summarise_targets(examples, self.columns),
+            "queries": None if self.record.queries is None else summarise_queries(examples, list(seconds)),
             "n": len(examples), "clean_accuracy": clean, "robust_accuracy": robust, "attacks": attacks,
             "forwards": len(examples) + sum(a.forwards for a in attacks),
             "backwards": sum(a.backwards for a in attacks),
