@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from robustgen.attacks.base import Attack
 from robustgen.attacks.fgsm import FGSM
 from robustgen.attacks.losses import Margin
 from robustgen.benchmarks.harness import store
@@ -103,7 +104,7 @@ def transfers() -> dict[str, Any]:
     models["linear"] = train_linear(*training.batch(range(_TRAINED_ON)), test.classes)
     ids = list(range(400))
     x, y = test.batch(ids)
-    attacks = {"fgsm": FGSM(loss=Margin()), "pgd": ASCENT}
+    attacks: dict[str, Attack] = {"fgsm": FGSM(loss=Margin()), "pgd": ASCENT}
     return {"threat": str(THREAT), "names": list(models), "of": len(ids),
             **transfer(models, attacks, x, y, THREAT, ExampleRng.of(0, ids))}  # fmt: skip
 

@@ -48,7 +48,7 @@ def dimension(result: dict[str, Any]) -> Figure:
         ):  # fmt: skip
             axes.plot(eps, [row[key] for row in network["rows"]], style, color=colour, label=name, markersize=4)
         axes.axhline(network["margin"], color=GREY, linewidth=0.8, linestyle=":", label="the whole margin")
-        axes.set_ylim(0, 1.7 * network["margin"])
+        axes.set_ylim(0, 2.3 * network["margin"])
         axes.set(title=network["classifier"], xlabel="eps in grey levels", ylabel="fall of the margin")
         axes.title.set_size(10)
         axes.legend(frameon=False, fontsize=8)
@@ -112,7 +112,7 @@ def _matrix(
 def gradients(result: dict[str, Any]) -> Figure:
     """Images, the gradients of the margin, and how far the boundary is by them."""
     figure = _figure(10.5, 4.4)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    left, right = list(figure.subfigures(1, 2, width_ratios=(1.15, 1), squeeze=False).flat)
     rows = [("image", result["images"]), *zip(result["names"], result["gradients"], strict=True)]
     grid = left.subplots(len(rows), len(result["ids"]))
     for line, (name, pictures) in zip(grid, rows, strict=True):
