@@ -34,7 +34,7 @@ from robustgen.benchmarks.why_models import (
     surface_row,
     transfer,
 )
-from robustgen.benchmarks.why_pictures import PICTURES
+from robustgen.benchmarks.why_pictures import picture
 from robustgen.data import load_data
 from robustgen.environment import tune_process
 from robustgen.judge import strict_float32
@@ -148,7 +148,7 @@ def main() -> None:
                 store(f"why-{part}", result, module=f"why {part}"), f"{time.perf_counter() - begun:.0f} s", flush=True
             )
         path = DOCS / f"why-{part}.png"
-        PICTURES[part](load_result(f"why-{part}")).savefig(path, dpi=100)
+        picture(part, load_result(f"why-{part}")).savefig(path, dpi=100)
         print(path, flush=True)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PICTURES", "read_picture"]
+__all__ = ["PICTURES", "picture", "read_picture"]
 
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe & Ito: told apart by everybody
 _COLOURS = (_BLUE, _ORANGE, _GREEN, "#CC79A7", "#56B4E9", "#E69F00")
@@ -138,11 +138,17 @@ def read_picture(rows: Sequence[str]) -> npt.NDArray[np.float64]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams.update({key: value for key, value in STYLE.items() if key != "savefig.dpi"})
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def picture(part: str, result: dict[str, Any]) -> Figure:
+    """The picture of one part of `PICTURES`, from its stored result; matplotlib's settings are left as found."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        return PICTURES[part](result)
 
 
 PICTURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
