@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from robustgen.attacks.base import Attack
 from robustgen.attacks.fgsm import FGSM
 from robustgen.attacks.losses import Margin
 from robustgen.benchmarks.harness import store
@@ -33,7 +34,7 @@ from robustgen.benchmarks.why_models import (
     surface_row,
     transfer,
 )
-from robustgen.benchmarks.why_pictures import PICTURES
+from robustgen.benchmarks.why_pictures import picture
 from robustgen.data import load_data
 from robustgen.environment import tune_process
 from robustgen.judge import strict_float32
@@ -103,7 +104,7 @@ def transfers() -> dict[str, Any]:
     models["linear"] = train_linear(*training.batch(range(_TRAINED_ON)), test.classes)
     ids = list(range(400))
     x, y = test.batch(ids)
-    attacks = {"fgsm": FGSM(loss=Margin()), "pgd": ASCENT}
+    attacks: dict[str, Attack] = {"fgsm": FGSM(loss=Margin()), "pgd": ASCENT}
     return {"threat": str(THREAT), "names": list(models), "of": len(ids),
             **transfer(models, attacks, x, y, THREAT, ExampleRng.of(0, ids))}  # fmt: skip
 
@@ -147,7 +148,7 @@ def main() -> None:
                 store(f"why-{part}", result, module=f"why {part}"), f"{time.perf_counter() - begun:.0f} s", flush=True
             )
         path = DOCS / f"why-{part}.png"
-        PICTURES[part](load_result(f"why-{part}")).savefig(path, dpi=100)
+        picture(part, load_result(f"why-{part}")).savefig(path, dpi=100)
         print(path, flush=True)
 
 

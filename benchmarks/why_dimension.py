@@ -46,7 +46,7 @@ def train_linear(x: Tensor, y: Tensor, classes: int) -> nn.Sequential:
     def loss() -> Tensor:
         optimiser.zero_grad()
         value = F.cross_entropy(linear(flat), y) + _DECAY / 2 * linear.weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     optimiser.step(loss)

@@ -109,7 +109,8 @@ def transfer(
 
     Returns:
         For each attack and source the share of these images that each target gets wrong, by the judge, with its
-        interval; the same for random signs of the same size; and the mean cosine between the gradients of the margins of any two.
+        interval; the same for random signs of the same size; and the mean cosine between the gradients of the margins
+        of any two.
     """
     judges = {name: Judge(model, threat) for name, model in models.items()}
     right = torch.stack([judge.predict(x) == y for judge in judges.values()]).all(0).nonzero().flatten()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PICTURES", "read_picture"]
+__all__ = ["PICTURES", "picture", "read_picture"]
 
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe & Ito: told apart by everybody
 _COLOURS = (_BLUE, _ORANGE, _GREEN, "#CC79A7", "#56B4E9", "#E69F00")
@@ -48,7 +48,7 @@ def dimension(result: dict[str, Any]) -> Figure:
         ):  # fmt: skip
             axes.plot(eps, [row[key] for row in network["rows"]], style, color=colour, label=name, markersize=4)
         axes.axhline(network["margin"], color=GREY, linewidth=0.8, linestyle=":", label="the whole margin")
-        axes.set_ylim(0, 1.7 * network["margin"])
+        axes.set_ylim(0, 2.3 * network["margin"])
         axes.set(title=network["classifier"], xlabel="eps in grey levels", ylabel="fall of the margin")
         axes.title.set_size(10)
         axes.legend(frameon=False, fontsize=8)
@@ -112,7 +112,7 @@ def _matrix(
 def gradients(result: dict[str, Any]) -> Figure:
     """Images, the gradients of the margin, and how far the boundary is by them."""
     figure = _figure(10.5, 4.4)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    left, right = list(figure.subfigures(1, 2, width_ratios=(1.15, 1), squeeze=False).flat)
     rows = [("image", result["images"]), *zip(result["names"], result["gradients"], strict=True)]
     grid = left.subplots(len(rows), len(result["ids"]))
     for line, (name, pictures) in zip(grid, rows, strict=True):
@@ -138,11 +138,17 @@ def read_picture(rows: Sequence[str]) -> npt.NDArray[np.float64]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams.update({key: value for key, value in STYLE.items() if key != "savefig.dpi"})
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def picture(part: str, result: dict[str, Any]) -> Figure:
+    """The picture of one part of `PICTURES`, from its stored result; matplotlib's settings are left as found."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        return PICTURES[part](result)
 
 
 PICTURES: dict[str, Callable[[dict[str, Any]], Figure]] = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from robustgen.certify import patches_run
 from robustgen.certify.patchcleanser import certify_patches, double_masking, mask_set
 from robustgen.cli import _run
 from robustgen.errors import SpecError
+from tests.test_schemas import schema
 
 
 @pytest.mark.parametrize(
@@ -219,3 +222,22 @@ def test_folders_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert _run([*asked[:1], "decoy-noise", *asked[2:], "--out", str(tmp_path / "noise")]) == 2
     assert "answers the same image in two ways" in capsys.readouterr().err
     assert not (tmp_path / "noise").exists()
+
+
+@WAYS
+def test_files_obey_their_schemas(way: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Specification, lines and record; every field is described; verify says what to do instead."""
+    out = tmp_path / "run"
+    assert _run(["certify-patches", "fmnist-standard", "-n", "2", *way, "--out", str(out)]) == 0
+    for file in ("spec", "record"):
+        jsonschema.validate(json.loads((out / f"{file}.json").read_text()), schema(f"patches-{file}"))
+    for line in map(json.loads, (out / "patches.jsonl").read_text().splitlines()):
+        jsonschema.validate(line, schema("patches-line"))
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**line, "predict": -1}, schema("patches-line"))
+    for kind, its in ((patches_run.PatchSpec, "patches-spec"), (patches_run.PatchResult, "patches-line")):
+        described = schema(its)["properties"]
+        assert {f.name for f in fields(kind)} == set(described)
+        assert all("description" in value for value in described.values())
+    assert _run(["verify", str(out)]) == 2
+    assert "run its certify-patches command again" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from robustgen import durable
 from robustgen.errors import RecordError, SpecError
 from robustgen.spec import Spec
 
-__all__ = ["check_same", "claim", "parse_lines", "read_object", "slug", "whole_lines"]
+__all__ = ["check_same", "claim", "holds_fields", "parse_lines", "read_object", "slug", "whole_lines"]
 
 T = TypeVar("T")
 
@@ -26,6 +26,12 @@ T = TypeVar("T")
 def slug(name: str) -> str:
     """The last part of a name, fit for the name of a folder."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.rpartition("/")[2])
+
+
+def holds_fields(folder: Path, *names: str) -> bool:
+    """Whether there is a spec.json with these fields, which tells what kind of work it is."""
+    path = folder / "spec.json"
+    return path.is_file() and set(names) <= read_object(path).keys()
 
 
 def check_same(folder: Path, spec: Spec) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from robustgen.certify.bounds import certified_norm
 from robustgen.certify.certify import Certificate
 from robustgen.certify.design import Design, make_design
-from robustgen.certify.folder import parse_lines, read_object
+from robustgen.certify.folder import holds_fields, parse_lines, read_object
 from robustgen.certify.logs import CertificationLog, read_log
 from robustgen.certify.noise import GridNoise
 from robustgen.certify.report import measured
@@ -135,8 +135,7 @@ class Certification:
 
 def holds_certification(folder: Path) -> bool:
     """Whether a run folder is one of `robustgen certify`, finished or not."""
-    path = folder / "spec.json"
-    return path.is_file() and {"noise", "sigma"} <= read_object(path).keys()
+    return holds_fields(folder, "noise", "sigma")
 
 
 def load_certification(folder: Path) -> Certification:
