@@ -91,6 +91,7 @@ def open_journal(job: Job, ranks: Ranks) -> Journal:
     """The journal: rank 0 makes the folder, then the others read it, before anybody writes more."""
     shape = job.dataset.shape
     kept = 1 if job.threats[0].bounded else 2 * (1 + len(job.stages))  # images an example, and the packed ones beside
+    kept *= job.classes if job.goal.kind == "all" else 1
     needed = len(job.ids) * kept * (4 * shape[0] * shape[1] * shape[2] + 1024)
     journals = [Journal(job.folder, job.spec, shape, bytes_needed=needed)] if ranks.first else []
     if ranks.first:
