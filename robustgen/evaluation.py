@@ -94,6 +94,7 @@ def open_journal(job: Job, ranks: Ranks) -> Journal:
     """The journal: rank 0 makes the folder, then the others read it, before anybody writes more."""
     shape = job.dataset.shape
     kept = 1 if job.threats[0].bounded else 2 * (1 + len(job.stages))  # images an example, and the packed ones beside
+    kept *= job.classes if job.goal.kind == "all" else 1
     needed = len(job.ids) * kept * (4 * shape[0] * shape[1] * shape[2] + 1024)
     journals = [Journal(job.folder, job.spec, shape, bytes_needed=needed)] if ranks.first else []
     if ranks.first:
@@ -157,23 +158,22 @@ class _Run:
         for at in range(0, len(todo), self.job.batch_size):
             ids = todo[at : at + self.job.batch_size]
             for row in self._look(judge, ids):
-                wrong += not self._file_clean(**row)
+                wrong += not self._file_clean(*row)
             self.progress.advance(at + len(ids), f"{wrong} misclassified")
         self._line_up()
         self.journal.flush()
         self._clock("clean", begun)
 
-    def _look(self, judge: Judge, ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Label, prediction, target and distance from success of each clean image."""
+    def _look(self, judge: Judge, ids: Sequence[int]) -> Iterator[tuple[int, int, int, int | None, float]]:
+        """Id, label, prediction, target and distance from success of each clean image."""
         x, y = self.fetch(ids)
         predictions, logits = judge.see(x, clean_streams(self.job.spec.seed, ids))
         targets = self.job.goal.targets(y, logits)
         gaps = margin(logits, y) if targets is None else goal_margin(logits, targets)
         aims = [None] * len(ids) if targets is None else targets.tolist()
-        for row in zip(ids, y.tolist(), predictions.tolist(), aims, gaps.tolist(), strict=True):
-            yield dict(zip(("id_", "label", "prediction", "target", "gap"), row, strict=True))
+        yield from zip(ids, y.tolist(), predictions.tolist(), aims, gaps.tolist(), strict=True)
 
-    def _file_clean(self, *, id_: int, label: int, prediction: int, target: int | None, gap: float) -> bool:
+    def _file_clean(self, id_: int, label: int, prediction: int, target: int | None, gap: float) -> bool:
         """Let an example stand that is classified right and not skipped, file any other; whether it is right."""
         self.labels[id_] = label
         if target is not None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from robustgen import engine
+from robustgen.attacks.base import Query
+from robustgen.attacks.losses import LossFn
 from robustgen.attacks.pgd import PGD
 from robustgen.cards import Card
 from robustgen.certify.certify import predict_votes, verdict
@@ -188,13 +190,21 @@ def _find_class(text: str, names: tuple[str, ...]) -> int:
 
 
 class _Told(Oracle):
-    """Says at each step how far the ascent is."""
+    """Says at each step how probable the class is."""
 
-    progress: Progress
+    def __init__(self, model: SearchModel, target: int, progress: Progress) -> None:
+        super().__init__(model)
+        self._target, self._progress, self._step = target, progress, 0
 
     def look_at(self, rng: ExampleRng, place: Tensor) -> None:
         super().look_at(rng, place)
-        self.progress.advance(int(place.max()), "")
+        self._step = int(place.max())
+
+    def grad(self, x: Tensor, y: Tensor, loss: LossFn) -> Query:
+        query = super().grad(x, y, loss)
+        share = float(query.logits.softmax(1)[0, self._target])
+        self._progress.advance(self._step - 1, f"probability {share:.2f}")  # the start is looked at before any step
+        return query
 
 
 def _ascend(
@@ -203,8 +213,7 @@ def _ascend(
     """PGD on log p_t - lambda ||x - start||^2 over all of [0, 1], until the judge finds the class sure."""
     anywhere = ThreatModel("l2", math.sqrt(start.numel()))
     ascent = PGD(steps=request.steps, rel_step=request.step / anywhere.eps, closeness=request.closeness)
-    oracle, found = _Told(SearchModel(classifier, SearchForm())), list[engine.Outcome]()
-    oracle.progress = progress
+    oracle, found = _Told(SearchModel(classifier, SearchForm()), target, progress), list[engine.Outcome]()
     progress.start("forge", request.steps)
     label = torch.zeros(1, dtype=torch.int64, device=start.device)
     engine.run(

@@ -131,16 +131,38 @@ def prepare(
     plans = [_plan_for(request, classifier, threat) for threat in threats]
     stages, growth, escalation = _stages(plans, threats)
     x, y = (part.to(where) for part in dataset.batch(ids[:_PROBE_ROWS]))
-    with torch.random.fork_rng(
-        devices=[where] if where.type == "cuda" else []
-    ):  # a stochastic classifier draws from it
-        flags = check_classifier(classifier, x, torch.as_tensor(dataset.labels[list(ids)]))
+    labels = torch.as_tensor(dataset.labels[list(ids)])
+    devices = [where] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # a stochastic classifier draws from it
+        flags = check_classifier(classifier, x, labels)
         for stage in (*stages, *growth, *escalation):  # one example each: an attack may refuse a norm
             stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
         classes = _count_classes(classifier, x)
-        goal.check(classes)
         _refuse_mismatch(classifier, x, plans[0], threats[0])
-    spec = RunSpec(
+    goal.check(classes)
+    told = check_labels(goal, labels.tolist())
+    spec = _spec(request, classifier, dataset, ids, threats, plans, classes, goal)
+    stem = f"{_slug(dataset.name)}-{_slug(classifier.card.name)}"
+    recorded = _recorded_precision(spec, out, stem) if request.precision == "auto" else None
+    ranks.agree(spec)
+    exact = not threats[0].bounded or any(map(needs_float32, plans))
+    search, notes = _shared_form(classifier, x, y, recorded or request.precision, ranks, exact=exact)
+    spec = replace(spec, precision=str(search.form))
+    return Job(
+        spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
+        plan=plans[0], goal=goal, classes=classes, stages=stages, growth=growth, escalation=escalation,
+        device=where, batch_size=batch_size or DEFAULT_BATCH,
+        folder=out or Path("runs") / f"{stem}-{spec.identity()[:8]}",
+        flags=(*flags, *defence_flags(classifier, plans[0])), notes=(*notes, *told), asides=tuple(own_plan),
+    )  # fmt: skip
+
+
+def _spec(
+    request: Request, classifier: Classifier, dataset: Dataset, ids: Sequence[int], threats: Sequence[ThreatModel],
+    plans: Sequence[Plan], classes: int, goal: Goal,
+) -> RunSpec:  # fmt: skip
+    """The specification, with the precision as asked."""
+    return RunSpec(
         classifier=classifier.card.name,
         weights_sha256=classifier.weights_sha256,
         data=dataset.name,
@@ -154,22 +176,6 @@ def prepare(
         seed=request.seed,
         precision=request.precision,
     )
-    stem = f"{_slug(dataset.name)}-{_slug(classifier.card.name)}"
-    recorded = _recorded_precision(spec, out, stem) if request.precision == "auto" else None
-    ranks.agree(spec)
-    search, notes = _shared_form(
-        classifier, x, y, recorded or request.precision, ranks,
-        exact=not threats[0].bounded or any(map(needs_float32, plans)),
-    )  # fmt: skip
-    spec = replace(spec, precision=str(search.form))
-    told = check_labels(goal, dataset.labels[list(ids)].tolist())
-    return Job(
-        spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
-        plan=plans[0], goal=goal, classes=classes, stages=stages, growth=growth, escalation=escalation,
-        device=where, batch_size=batch_size or DEFAULT_BATCH,
-        folder=out or Path("runs") / f"{stem}-{spec.identity()[:8]}",
-        flags=(*flags, *defence_flags(classifier, plans[0])), notes=(*notes, *told), asides=tuple(own_plan),
-    )  # fmt: skip
 
 
 def _refuse_mismatch(classifier: Classifier, x: Tensor, plan: Plan, threat: ThreatModel) -> None:

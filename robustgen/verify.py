@@ -78,14 +78,13 @@ def verify_run(
         )
     if redraw.asked:
         raise SpecError(f"--fresh and --replay draw votes of a certification; {run} holds images, all measured anyway.")
-    where = pick_device(device)
     record = RunRecord.load(run)
     if record.spec.get("goal") == "all":
         return verify_targets(
             run, record,
             lambda part: verify_run(part, classifier=classifier, weights=weights, data_dir=data_dir, device=device),
         )  # fmt: skip
-    check = _Check(run, record, read_examples(run))
+    where, check = pick_device(device), _Check(run, record, read_examples(run))
     if check.paperwork():
         try:
             dataset, ids = load_run_data(run, record.spec, data_dir)
@@ -98,10 +97,7 @@ def verify_run(
             check.checked.append(f"data and weights: hashes of {len(ids)} examples and of the network")
             with strict_float32(), torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
                 torch.manual_seed(record.spec["seed"])
-                check.plan_file(dataset, model.to(where))
-                check.labels_and_predictions(dataset, model.to(where))
-                check.witnesses(dataset, model.to(where))
-                check.distances(dataset, model.to(where))
+                check.images(dataset, model.to(where))
     return Verification(
         run=run, checked=tuple(check.checked), wrong=tuple(check.wrong), doubtful=tuple(sorted(check.doubtful))
     )
@@ -175,6 +171,13 @@ class _Check(Findings):
                 self.wrong.append(f"record.json: {field} was edited: {said}, the rows say {value}.")
         self.checked.append("totals: accuracies, intervals and sums")
         return not self.wrong
+
+    def images(self, dataset: Dataset, model: Classifier) -> None:
+        """All that needs the data and the network."""
+        self.plan_file(dataset, model)
+        self.labels_and_predictions(dataset, model)
+        self.witnesses(dataset, model)
+        self.distances(dataset, model)
 
     def labels_and_predictions(self, dataset: Dataset, model: Classifier) -> None:
         """Labels as in the data; the class of each clean image as recorded."""
