@@ -128,7 +128,9 @@ class Estimated(ABC):
     def begin_estimate(self, s: EstimatedState) -> EstimatedState:
         """The first probe of an estimate."""
         empty = torch.zeros_like(s.estimate)
-        return self.begin(replace(s, pairs=torch.zeros_like(s.pairs), estimate=empty, missed=torch.zeros_like(s.missed)))
+        return self.begin(
+            replace(s, pairs=torch.zeros_like(s.pairs), estimate=empty, missed=torch.zeros_like(s.missed))
+        )
 
     def _other_side(self, s: EstimatedState) -> EstimatedState:
         return replace(s, first=s.gain, x_next=self.probe(s, -1), phase=torch.full_like(s.phase, _MINUS))

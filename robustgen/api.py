@@ -60,8 +60,8 @@ def evaluate(
         threat: "linf:8/255", "l2:0.5", "l1:12"; by default what the classifier or the data is known for.
         plan: a name (`robustgen list plans`) or a TOML file; by default "rapid", "adaptive" behind a purifier.
         attacks: instead of a plan, attacks with commas, such as "pgd:steps=20,square".
-        queries: the most images that each attack may send for one example; every attack must see answers only, and is run
-            on all examples. The plan is "queries" then, where none is named.
+        queries: the most images that each attack may send for one example; every attack must see answers only, and is
+            run on all examples. The plan is "queries" then, where none is named.
         purify: a purifier put in front, such as "diffpure:t=0.1,steps=20" (`robustgen list purifiers`).
         gradient: how gradients cross it where the plan does not say: "full", "surrogate", "adjoint", "bpda", "none".
         eot: draws behind each gradient of a random defence, where the plan does not say.

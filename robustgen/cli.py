@@ -51,7 +51,9 @@ def eval_command(
     ] = "accuracy",
     plan: Annotated[
         str | None,
-        typer.Option(help="Plan by name or TOML file (default: rapid; adaptive with --purify; nearest for distance; queries)."),
+        typer.Option(
+            help="Plan by name or TOML file (default: rapid; adaptive with --purify; nearest for distance; queries)."
+        ),
     ] = None,
     attacks: Annotated[str | None, typer.Option(help="Instead of a plan: pgd:steps=20:restarts=2,square")] = None,
     queries: Annotated[

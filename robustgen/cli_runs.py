@@ -16,7 +16,8 @@ __all__: list[str] = []
 @app.command("plot")
 def plot_command(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folder that `robustgen eval` left; several of --report distance or --queries.")
+        list[Path],
+        typer.Argument(help="Run folder that `robustgen eval` left; several of --report distance or --queries."),
     ],
     out: Annotated[Path | None, typer.Option(help="Where to put the pictures (default: the first run folder).")] = None,
     n: Annotated[int, typer.Option("--n", help="Examples behind the curve of accuracy against eps.")] = 200,

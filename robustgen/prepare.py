@@ -111,7 +111,8 @@ def prepare(
     _check_values(request, batch_size)
     where = pick_device(device)
     threats = () if request.threat is None else goal_threats(request.threat, request.report)
-    _plan_of(request, threats[0] if threats else _any_threat(request), known=bool(threats))  # names and parameters, before any file
+    assumed = threats[0] if threats else _any_threat(request)
+    _plan_of(request, assumed, known=bool(threats))  # names and parameters, before any file
     data_dir = None if request.data_dir is None else Path(request.data_dir)
     dataset = load_data(_default_data(request.classifier) if request.data is None else request.data, data_dir=data_dir)
     ids = _choose_ids(request, dataset)

@@ -125,7 +125,7 @@ class RunRecord:
         distances, nearest: how far away the adversarial images of each attack are, and the best of all with its curve
             of robust accuracy against eps, where the run has no eps; else null. `robust_accuracy` then is the share
             that no attack broke at any distance.
-        queries: how many queries each attack took, where all of them see answers only and the run has an eps; else null.
+        queries: how many queries each attack took, where all of them see answers only and the run has an eps; or null.
         notes: what a reader should know, in sentences.
         environment: versions, hardware, git commit, threads.
         status: "success".

@@ -18,7 +18,7 @@ L2 = ThreatModel.unbounded("l2")
 
 
 def test_steps_are_those_of_the_paper() -> None:
-    """A look lies on the sphere around x at delta d from `here`; a whole step is epsilon nearer; lengths follow answers."""
+    """A look lies on the sphere around x at delta d from `here`, a whole step is epsilon nearer."""
     model, x, y = double_task((2, 6, 5), n=2)
     states = rounds_of(Boundary(), model, x, y, L2, 120)
     looks = walks = 0
@@ -39,7 +39,9 @@ def test_steps_are_those_of_the_paper() -> None:
                 assert cosine == pytest.approx(1 / math.sqrt(1 + delta**2), rel=1e-4)
             if phase == 3:
                 looks += 1
-                assert float(after.delta[row]) == pytest.approx(min(0.5, delta * math.exp(0.5 * (wrong - 0.5))), rel=1e-5)
+                assert float(after.delta[row]) == pytest.approx(
+                    min(0.5, delta * math.exp(0.5 * (wrong - 0.5))), rel=1e-5
+                )
                 assert torch.equal(before.here[row], after.here[row])
             else:
                 walks += 1
