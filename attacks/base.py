@@ -224,7 +224,7 @@ class AnswersOnly(Attack, Protocol):
 
     @property
     def sees(self) -> Sees:
-        """ "scores", the logits of each image, or "labels", its predicted class alone."""
+        """Either "scores", the logits of each image, or "labels", its predicted class alone."""
 
     def limited(self, queries: int) -> Attack:
         """The same attack, which sends at most so many images for an example.

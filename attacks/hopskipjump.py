@@ -92,8 +92,9 @@ class HopSkipJump(DecisionBased):
         wanted = (self.probes * s.turn.double().sqrt()).long()
         left = self.queries - s.i - math.ceil(-math.log2(self.precision(s.x))) - 2
         return replace(
-            s, phase=torch.full_like(s.phase, _PROBE), probed=torch.zeros_like(s.probed), agreed=torch.zeros_like(s.agreed),
-            wanted=torch.minimum(wanted, left.clamp(min=2)), total=torch.zeros_like(s.x), signed=torch.zeros_like(s.x),
+            s, phase=torch.full_like(s.phase, _PROBE), probed=torch.zeros_like(s.probed),
+            agreed=torch.zeros_like(s.agreed), wanted=torch.minimum(wanted, left.clamp(min=2)),
+            total=torch.zeros_like(s.x), signed=torch.zeros_like(s.x),
             spread=torch.where(s.turn == 1, 0.1, s.before / s.x[0].numel()),
         )  # fmt: skip
 

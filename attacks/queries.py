@@ -40,8 +40,8 @@ def limit(plan: Plan, budget: int) -> Plan:
     """The plan with so many queries for each example and attack, each attack on all examples.
 
     Raises:
-        SpecError: not a whole number from 1 on, a plan that does more than list attacks, or an attack that asks for more
-            than answers.
+        SpecError: not a whole number from 1 on, a plan that does more than list attacks, or an attack that asks for
+            more than answers.
     """
     check_value("--queries", budget, WHOLE)
     if plan.escalation or plan.growth or plan.eot > 1 or any(isinstance(a, Near | Rung) for a in plan.attacks):

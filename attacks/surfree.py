@@ -1,4 +1,4 @@
-"""SurFree: circles through the image and a point of the boundary, in random planes, instead of an estimated gradient."""
+"""SurFree: circles through the image and a point of the boundary, in random planes; no gradient is estimated."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def evaluate(
         attacks: instead of a plan, attacks with commas, such as "pgd:steps=20,square".
         goal: what counts as a success: "targeted:3", "least-likely", "next", "all" (every class in turn), or any wrong
             class, which is the default where the plan does not say otherwise.
-        queries: the most images that each attack may send for one example; every attack must see answers only, and is run
-            on all examples. The plan is "queries" then, where none is named.
+        queries: the most images that each attack may send for one example; every attack must see answers only, and is
+            run on all examples. The plan is "queries" then, where none is named.
         purify: a purifier put in front, such as "diffpure:t=0.1,steps=20" (`robustgen list purifiers`).
         gradient: how gradients cross it where the plan does not say: "full", "surrogate", "adjoint", "bpda", "none".
         eot: draws behind each gradient of a random defence, where the plan does not say.

@@ -73,7 +73,7 @@ class Oracle:
     def logits(self, x: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, K) float32, averaged over `eot` draws, without gradients; rows that are `known` are taken from there.
 
-        Where only labels are shown, 1 at the class of the largest mean and 0 elsewhere; NaN where a logit is not finite.
+        Where only labels are shown, 1 at the class of the largest mean, 0 elsewhere; NaN where a logit is not finite.
         """
         self.cost += Cost(forwards=len(x) * self.eot)
         if known is None or not known[0].any():

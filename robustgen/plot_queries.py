@@ -45,8 +45,8 @@ def plot_queries(runs: Sequence[Path], *, out: Path | None) -> list[Path]:
     for run, record in zip(runs, records, strict=True):
         if record.queries is None:
             raise SpecError(
-                f"{run} does not count queries, so it cannot share this picture; its attacks must all see answers only, "
-                "as with robustgen eval --queries 1000, under a threat model with an eps."
+                f"{run} does not count queries, so it cannot share this picture; its attacks must all see answers "
+                "only, as with robustgen eval --queries 1000, under a threat model with an eps."
             )
     check_shared(runs, records)
     out = out or runs[0]
@@ -106,7 +106,8 @@ def _told(row: QuerySummary) -> str:
 
 def _caption() -> str:
     text = (
-        "Share of the examples classified correctly that an attack broke within so many queries; misclassified ones are "
-        "left out. The median is over what it broke. Bands, where drawn: Dvoretzky-Kiefer-Wolfowitz, 95 % for a whole curve."
+        "Share of the examples classified correctly that an attack broke within so many queries; misclassified ones "
+        "are left out. The median is over what it broke. Bands, where drawn: Dvoretzky-Kiefer-Wolfowitz, 95 % for a "
+        "whole curve."
     )
     return textwrap.fill(text, 132)

@@ -38,8 +38,8 @@ class QuerySummary:
     Attributes:
         attacked: how many.
         success: share of them that it broke.
-        median, mean: queries of its successes, the median the smallest number that half of them kept to; null where there
-            is no success. Those that never succeeded are not in them.
+        median, mean: queries of its successes, the median the smallest number that half of them kept to; null where
+            there is no success. Those that never succeeded are not in them.
         most: the largest number of queries sent for one example, broken or not.
         curve: success against queries, with the simultaneous 95 % band of Dvoretzky, Kiefer and Wolfowitz; empty where
             nothing was attacked.

@@ -134,7 +134,7 @@ class RunRecord:
             of robust accuracy against eps, where the run has no eps; else null. `robust_accuracy` then is the share
             that no attack broke at any distance.
         targets: how often which class was reached, where the run has a goal; else left out of record.json.
-        queries: how many queries each attack took, where all of them see answers only and the run has an eps; else null.
+        queries: how many queries each attack took, where all of them see answers only and the run has an eps; or null.
         notes: what a reader should know, in sentences.
         environment: versions, hardware, git commit, threads.
         status: "success".
