@@ -39,7 +39,7 @@ class EstimatedState(State):
         first: (B,), loss of the first probe.
         pairs: (B,) int64, pairs of this estimate so far.
         estimate: (B, C, H, W), sum of the estimates of the pairs so far.
-        missed: (B,) bool, whether a probe of this estimate was misclassified.
+        missed: (B,) bool, whether a probe of this estimate was a success.
     """
 
     x_next: Tensor
@@ -62,6 +62,7 @@ class Estimated(ABC):
     loss: Loss = Margin()
     restarts: ClassVar[int] = 1
     sees: ClassVar[Sees] = "scores"
+    takes_goal: ClassVar[bool] = True
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
@@ -105,19 +106,22 @@ class Estimated(ABC):
         """(B,) bool: whether the new iterate is worth a query."""
         return torch.ones_like(s.missed)
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> EstimatedState:
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> EstimatedState:  # fmt: skip
         none, zero = torch.zeros_like(y), x.new_zeros(len(x))
         return self.begin(self.start(
             x, y, threat, rng, x_next=x, phase=none, gain=zero, here=x, u=x, first=zero, pairs=none,
-            estimate=torch.zeros_like(x), missed=none.bool(),
+            estimate=torch.zeros_like(x), missed=none.bool(), goal=goal,
         ))  # fmt: skip
 
     def step(self, oracle: QueryModel, s: State) -> EstimatedState:
         """Query one point for every row, learn from its loss, and choose the next point."""
         assert isinstance(s, EstimatedState)
         logits = oracle.logits(s.x_next)
-        s = replace(s, x_adv=s.x_next, logits=logits, gain=self.loss(logits, s.y).to(s.x), i=s.i + 1)
-        s = replace(s, missed=s.missed | (logits.argmax(1) != s.y))
+        s = replace(s, x_adv=s.x_next, logits=logits, gain=s.aimed(self.loss)(logits, s.y).to(s.x), i=s.i + 1)
+        s = replace(s, missed=s.missed | s.reached(logits))
         return route(s, s.phase, (self._other_side, self._learn, self.begin_estimate))
 
     def begin(self, s: EstimatedState) -> EstimatedState:

@@ -58,6 +58,7 @@ class SimBA:
     loss: Loss = Margin()
     restarts: ClassVar[int] = 1
     sees: ClassVar[Sees] = "scores"
+    takes_goal: ClassVar[bool] = True
     name: ClassVar[str] = "simba"
 
     def __post_init__(self) -> None:
@@ -81,19 +82,32 @@ class SimBA:
         """(size, size): orthonormal rows along an edge; a direction is the product of one of each edge."""
         return torch.eye(size)
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> SimBAState:
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> SimBAState:  # fmt: skip
         count = x.shape[1] * math.prod(self.kept(*x.shape[2:]))
         order = rng.words(count, "simba", device=x.device).argsort(dim=1, stable=True).int()
         far = x.new_full((len(x),), -torch.inf)
         return SimBAState.start(
-            x, y, threat, rng, x_next=x, here=x, best=far, order=order, place=torch.zeros_like(y) - 1, other=x
+            x,
+            y,
+            threat,
+            rng,
+            x_next=x,
+            here=x,
+            best=far,
+            order=order,
+            place=torch.zeros_like(y) - 1,
+            other=x,
+            goal=goal,
         )
 
     def step(self, oracle: QueryModel, s: State) -> SimBAState:
         """Query the clean image first; then a side, kept where the loss is larger; then the other or the next one."""
         assert isinstance(s, SimBAState)
         logits = oracle.logits(s.x_next)
-        gain = self.loss(logits, s.y).to(s.x)
+        gain = s.aimed(self.loss)(logits, s.y).to(s.x)
         better = gain > s.best
         s = replace(
             s, x_adv=s.x_next, logits=logits, i=s.i + 1, best=torch.maximum(gain, s.best),

@@ -108,7 +108,7 @@ def check_goal_of(attacks: Sequence[tuple[str, Attack]], goal: Goal) -> None:
     for name, attack in attacks:
         if not getattr(attack, "takes_goal", False):
             raise SpecError(
-                f"attack '{name}' cannot be told a class, since it chooses its classes itself, and got --goal {goal}; "
+                f"attack '{name}' cannot be told a class: it takes whichever it comes to, and got --goal {goal}; "
                 "type --attacks pgd, apgd-t, fab-t, fmn-t or square, or drop --goal."
             )
 
