@@ -50,9 +50,9 @@ def _loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def test_at_the_walls_a_pair_counts_by_what_was_sent() -> None:
-    """Black images and a linear classifier: probes stay in [0, 1], and the estimate is (L+ - L-) (x+ - x-), summed."""
+    """Images a hair above black and a linear classifier: the estimate is (L+ - L-) (x+ - x-), summed."""
     model = make_linear((1, 6, 6), classes=2).double()
-    x = torch.zeros(2, 1, 6, 6, dtype=torch.float64)
+    x = torch.full((2, 1, 6, 6), 0.004, dtype=torch.float64)
     y, sigma = model(x).argmax(1), 0.01
     states = rounds_of(NES(samples=4), model, x, y, ThreatModel("l2", 0.5), 5)
     points = [s.x_adv for s in states[1:]]

@@ -218,6 +218,7 @@ def test_the_record_follows_from_the_rows(folder: Path) -> None:
         for point in row.curve:
             assert point.value == pytest.approx(sum(q <= point.queries for q in took) / 22)
             assert point.high - point.value == pytest.approx(min(math.sqrt(math.log(40) / 44), 1 - point.value))
+            assert point.value - point.low == pytest.approx(min(math.sqrt(math.log(40) / 44), point.value))
     assert any(row.success for row in record.queries.attacks.values())
     assert record.backwards == 0
 

@@ -71,7 +71,7 @@ def test_linear_optimum() -> None:
     """Never below the closed form, and near it with all frequencies and a long search."""
     model = FarLinear((1, 5, 5), classes=2)
     x, y = model.images(4)
-    text = "surfree:queries=1500:frequencies=1"
+    text = "surfree:queries=1000:frequencies=1"
     ratio = ratios(nearest(text, model, x, y, "l2"), model.exact(x, y, "l2"))
     assert ratio.min() > 1 - 1e-4
     assert ratio.max() <= 1.1
