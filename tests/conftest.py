@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers import Linear, make_convnet, make_images, make_linear
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Up to four processes for the whole suite; none for tests that somebody names, which start sooner without."""
+    whole = config.args_source != pytest.Config.ArgsSource.ARGS
+    return min(4, os.cpu_count() or 1) if whole else 0
 
 
 @pytest.fixture(scope="session", autouse=True)
