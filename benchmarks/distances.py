@@ -1,9 +1,9 @@
 """Distances of our minimum-norm attacks beside those of other libraries, at one budget of forwards and backwards.
 
 One row a classifier and norm: the same images, all classified correctly, and the same budget for every attack. Final
-images of other libraries are clipped to [0, 1], which undoes rounding, and judged as ours are: misclassified in float32,
-distance in float64; what a library says of them counts for nothing. Passes are counted at the network, for ours by the
-oracle, and those of our judge beside it. Seconds: all attacks in turn, several times, on the first images.
+images of other libraries are clipped to [0, 1], which undoes rounding, and judged as ours are: misclassified in
+float32, distance in float64; what a library says of them counts for nothing. Passes are counted at the network, for
+ours by the oracle, and those of our judge beside it. Seconds: all attacks in turn, several times, on the first images.
 
 Rows are stored as they are done; one that is there already is measured again only with `--again`. `--small` tries every
 attack on a few images and stores nothing.
@@ -42,6 +42,10 @@ CLASSIFIERS = {"fmnist-at-l2": 100, "fmnist-standard": 100, "cifar10-at": 50}  #
 BUDGET = 600  # forwards and backwards an image
 TIMED, ROUNDS = 32, 3  # images and turns of the timing
 NEAR = 1.01  # so many times the best distance counts as near it
+WHAT = (
+    "All attacks of a norm attack the same images, classified correctly, at the same budget of forwards and backwards; "
+    "an attack that ends by itself spends less. Each distance is that of the final image, judged in float32"
+)
 
 
 class Bench:
@@ -117,7 +121,7 @@ def share_near(distances: Sequence[float], best: Sequence[float]) -> float:
 def measure(bench: Bench, listed: Sequence[Entrant], *, rounds: int, timed: int) -> dict[str, Any]:
     """All attacks on all images, then in turn on the first `timed`; what the table says of each, and of our best."""
     found = [bench.run(entrant) for entrant in listed]
-    best = [min(found_of_one) for found_of_one in zip(*(distances for distances, _, _ in found), strict=True)]
+    best = _smallest([distances for distances, _, _ in found])
     seconds = in_turn([partial(bench.run, entrant, timed) for entrant in listed], rounds)
     ours = {entrant.attack: s for entrant, s in zip(listed, seconds, strict=True) if entrant.library == "robustgen"}
     attacks = []
@@ -133,12 +137,18 @@ def measure(bench: Bench, listed: Sequence[Entrant], *, rounds: int, timed: int)
             }
         )  # fmt: skip
         print(line(attacks[-1]), flush=True)
-    sides = {"robustgen": True, "others": False}
-    together = {
-        side: figures(_smallest([d for e, (d, _, _) in zip(listed, found, strict=True) if (e.library == "robustgen") is mine]), best)
-        for side, mine in sides.items()
-    }
-    return {"form": str(bench.search.form), "timed": min(timed, len(best)), "attacks": attacks, "together": together}
+    return {
+        "form": str(bench.search.form), "timed": min(timed, len(best)), "attacks": attacks,
+        "together": {side: figures(_smallest(part), best) for side, part in _sides(listed, found).items()},
+    }  # fmt: skip
+
+
+def _sides(listed: Sequence[Entrant], found: Sequence[tuple[list[float], Cost, int]]) -> dict[str, list[list[float]]]:
+    """The distances of our attacks, and of all others."""
+    sides: dict[str, list[list[float]]] = {"robustgen": [], "others": []}
+    for entrant, (distances, _, _) in zip(listed, found, strict=True):
+        sides["robustgen" if entrant.library == "robustgen" else "others"].append(distances)
+    return sides
 
 
 def _smallest(found: Sequence[Sequence[float]]) -> list[float]:
@@ -158,8 +168,8 @@ def line(attack: dict[str, Any]) -> str:
     ratio = "" if attack["ratio"] is None else f", {attack['ratio']['median']:.2f} x the seconds of {attack['like']}"
     optimal = "-" if attack["optimality"] is None else f"{attack['optimality']:.3f}"
     return (
-        f"  {attack['library']:<9} {attack['attack']:<22} success {attack['success']:.2f}, quartiles {quartiles}, optimality "
-        f"{optimal}, near the best {attack['near']:.2f}, {attack['forwards']:.0f} + {attack['backwards']:.0f}{ratio}"
+        f"  {attack['library']:<9} {attack['attack']:<22} success {attack['success']:.2f}, quartiles {quartiles}, "
+        f"optimality {optimal}, near {attack['near']:.2f}, {attack['forwards']:.0f} + {attack['backwards']:.0f}{ratio}"
     )
 
 
@@ -170,7 +180,9 @@ def images(classifier: Classifier, data_dir: Path | None, n: int) -> tuple[Tenso
     with torch.no_grad():
         right = (classifier(x).argmax(1) == y).nonzero().flatten()[:n]
     if len(right) < n:
-        raise SystemExit(f"{classifier.card.name} is right on {len(right)} of {4 * n} images; ask for fewer by --images.")
+        raise SystemExit(
+            f"{classifier.card.name} is right on {len(right)} of {4 * n} images; ask for fewer by --images."
+        )
     return x[right], y[right]
 
 
@@ -183,7 +195,9 @@ def main() -> None:
     """Measure what is missing, print, store."""
     options = _options()
     if missing := missing_libraries():
-        raise SystemExit(f"This compares with other libraries, and {', '.join(missing)} cannot be found; type {INSTALL}.")
+        raise SystemExit(
+            f"This compares with other libraries, and {', '.join(missing)} cannot be found; type {INSTALL}."
+        )
     tune_process()
     path = RESULTS / f"{NAME}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() and not options.small else []
@@ -201,7 +215,7 @@ def main() -> None:
                 row = {**key, **measure(Bench(classifier, x, y, norm), listed, rounds=options.rounds, timed=TIMED)}
             rows = [*(row for row in rows if (row["classifier"], row["norm"]) != (name, norm)), row]
             if not options.small:
-                store(NAME, {"rows": rows, "rounds": options.rounds, "libraries": _versions()})
+                store(NAME, {"what": WHAT, "rows": rows, "rounds": options.rounds, "libraries": _versions()})
 
 
 def _options() -> argparse.Namespace:
@@ -213,10 +227,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of the timing")
     parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies; by default $ROBUSTGEN_DATA")
     parser.add_argument("--again", action="store_true", help="measure again what is stored")
-    parser.add_argument("--small", action="store_true", help="every attack on 4 images in one turn; stores nothing")
+    parser.add_argument(
+        "--small", action="store_true", help="every attack on 2 images at a fifth of the budget; stores nothing"
+    )
     options = parser.parse_args()
     if options.small:
-        options.images, options.rounds = options.images or 4, 1
+        options.images, options.rounds, options.budget = options.images or 2, 1, options.budget // 5
     return options
 
 

@@ -23,7 +23,8 @@ __all__ = ["LIBRARIES", "Counted", "Entrant", "entrants", "missing_libraries"]
 
 LIBRARIES = {"adv_lib": "adv-lib", "foolbox": "foolbox", "art": "adversarial-robustness-toolbox"}  # module: package
 INSTALL = "pip install 'setuptools<81' wheel && pip install --no-build-isolation visdom " + " ".join(LIBRARIES.values())
-SEARCHES = 9  # for the constant of Carlini and Wagner
+SEARCHES = 3  # for the constant of Carlini and Wagner
+RATE = 0.1  # of Adam in these few steps; 0.01, a default, stays far away
 TARGETS = 3  # classes that attacks towards one class aim at, one after the other
 _NORMS: dict[Norm, float] = {"l0": 0, "l1": 1, "l2": 2, "linf": math.inf}
 
@@ -132,13 +133,14 @@ def entrants(norm: Norm, budget: int, classes: int) -> list[Entrant]:
 def _walks(norm: Norm, steps: int) -> list[Entrant]:
     """FMN, DDN and sigma-zero: one gradient a step. Ours queries its last point, so it takes one step less."""
     foolbox = {"l0": "L0FMNAttack", "l1": "L1FMNAttack", "l2": "L2FMNAttack", "linf": "LInfFMNAttack"}[norm]
-    first = 10.0 if norm == "linf" else 1.0  # of the first step, as in the paper
+    first = 10.0 if norm == "linf" else 1.0  # length of the first step, as in the paper
+    in_foolbox = 0.1 if norm == "l2" else first  # whose L2 ball holds nothing back (3.3.4): short steps end nearer
     one_class = (steps - TARGETS) // TARGETS - 1  # each restart looks at the clean image first
     listed = [
         Entrant("robustgen", "fmn", "", {"steps": steps - 1}),
         Entrant("robustgen", "fmn-t", "", {"steps": one_class, "restarts": TARGETS}),
         Entrant("adv_lib", "fmn", "fmn", {"norm": _NORMS[norm], "steps": steps, "α_init": first}),
-        Entrant("foolbox", foolbox, "fmn", {"steps": steps, "max_stepsize": first}),
+        Entrant("foolbox", foolbox, "fmn", {"steps": steps, "max_stepsize": in_foolbox}),
     ]
     if norm == "l2":
         listed += [
@@ -189,18 +191,17 @@ def _penalties(norm: Norm, budget: int, steps: int) -> list[Entrant]:
     """Carlini and Wagner, and the elastic net: a distance and a class term, weighed by a constant that is searched."""
     each = steps // SEARCHES
     if norm == "l2":
-        first = {"learning_rate": 0.05, "initial_const": 1.0}
-        settings = {"binary_search_steps": SEARCHES, "max_iterations": each, "abort_early": False, **first}
-        foolbox = {"binary_search_steps": SEARCHES, "steps": each, "stepsize": 0.05, "initial_const": 1.0}
-        art = {"binary_search_steps": 5, "max_iter": max(1, budget // 60), "initial_const": 1.0}
+        adv_lib = {"learning_rate": RATE, "initial_const": 1.0, "max_iterations": each, "abort_early": False}
+        foolbox = {"binary_search_steps": SEARCHES, "steps": each, "stepsize": RATE, "initial_const": 1.0}
+        art = {"binary_search_steps": 4, "max_iter": max(1, budget // 40), "initial_const": 10.0}
         return [
-            Entrant("robustgen", "cw", "", {"steps": each, "searches": SEARCHES}),
-            Entrant("adv_lib", "carlini_wagner_l2", "cw", settings),
+            Entrant("robustgen", "cw", "", {"steps": each, "searches": SEARCHES, "rate": RATE}),
+            Entrant("adv_lib", "carlini_wagner_l2", "cw", {"binary_search_steps": SEARCHES, **adv_lib}),
             Entrant("foolbox", "L2CarliniWagnerAttack", "cw", foolbox),
             Entrant("art", "CarliniL2Method", "cw", art),
         ]
     if norm == "l1":
-        foolbox = {"binary_search_steps": SEARCHES, "steps": budget // (3 * SEARCHES), "decision_rule": "L1"}
+        foolbox = {"binary_search_steps": 9, "steps": budget // (3 * 9), "decision_rule": "L1"}  # a forward more a step
         return [Entrant("foolbox", "EADAttack", "", foolbox)]
     return []
 
