@@ -38,9 +38,9 @@ from robustgen.precision import SearchModel, choose_form
 from robustgen.threat import Norm, ThreatModel
 
 NAME = "distances"
-CLASSIFIERS = {"fmnist-at-l2": 100, "fmnist-standard": 100, "cifar10-at": 50}  # images attacked
+CLASSIFIERS = {"fmnist-at-l2": 50, "fmnist-standard": 50, "cifar10-at": 25}  # images attacked
 BUDGET = 600  # forwards and backwards an image
-TIMED, ROUNDS = 32, 3  # images and turns of the timing
+TIMED, ROUNDS = 16, 3  # images and turns of the timing
 NEAR = 1.01  # so many times the best distance counts as near it
 WHAT = (
     "All attacks of a norm attack the same images, classified correctly, at the same budget of forwards and backwards; "

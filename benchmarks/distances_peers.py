@@ -133,7 +133,7 @@ def entrants(norm: Norm, budget: int, classes: int) -> list[Entrant]:
 def _walks(norm: Norm, steps: int) -> list[Entrant]:
     """FMN, DDN and sigma-zero: one gradient a step. Ours queries its last point, so it takes one step less."""
     foolbox = {"l0": "L0FMNAttack", "l1": "L1FMNAttack", "l2": "L2FMNAttack", "linf": "LInfFMNAttack"}[norm]
-    first = 10.0 if norm == "linf" else 1.0  # length of the first step, as in the paper
+    first = {"linf": 10.0, "l1": 0.1}.get(norm, 1.0)  # of the paper; in L1 its 1 left many images unbroken
     in_foolbox = 0.1 if norm == "l2" else first  # whose L2 ball holds nothing back (3.3.4): short steps end nearer
     one_class = (steps - TARGETS) // TARGETS - 1  # each restart looks at the clean image first
     listed = [
@@ -192,16 +192,17 @@ def _penalties(norm: Norm, budget: int, steps: int) -> list[Entrant]:
     each = steps // SEARCHES
     if norm == "l2":
         adv_lib = {"learning_rate": RATE, "initial_const": 1.0, "max_iterations": each, "abort_early": False}
-        foolbox = {"binary_search_steps": SEARCHES, "steps": each, "stepsize": RATE, "initial_const": 1.0}
+        foolbox = {"steps": each, "stepsize": RATE, "initial_const": 1.0, "abort_early": False}
         art = {"binary_search_steps": 4, "max_iter": max(1, budget // 40), "initial_const": 10.0}
         return [
             Entrant("robustgen", "cw", "", {"steps": each, "searches": SEARCHES, "rate": RATE}),
             Entrant("adv_lib", "carlini_wagner_l2", "cw", {"binary_search_steps": SEARCHES, **adv_lib}),
-            Entrant("foolbox", "L2CarliniWagnerAttack", "cw", foolbox),
+            Entrant("foolbox", "L2CarliniWagnerAttack", "cw", {"binary_search_steps": SEARCHES, **foolbox}),
             Entrant("art", "CarliniL2Method", "cw", art),
         ]
     if norm == "l1":
-        foolbox = {"binary_search_steps": 9, "steps": budget // (3 * 9), "decision_rule": "L1"}  # a forward more a step
+        foolbox = {"binary_search_steps": SEARCHES, "steps": budget // (3 * SEARCHES), "initial_const": 1.0}
+        foolbox |= {"decision_rule": "L1", "abort_early": False}
         return [Entrant("foolbox", "EADAttack", "", foolbox)]
     return []
 
