@@ -19,14 +19,20 @@ from robustgen.threat import Norm, ThreatModel, norm_of, per_row
 __all__ = ["SigmaZero", "SigmaZeroState"]
 
 _LAST_STEP = 0.1  # last step length, as a share of the first
+_BETA1, _BETA2, _ADAM = 0.9, 0.999, 1e-8  # Adam's own
 _TINY = 1e-12
 
 
 @dataclass(kw_only=True)
 class SigmaZeroState(State):
-    """`x_next` (B, C, H, W) is queried by the next round; `tau` (B,): changes smaller than this are set back."""
+    """`x_next` (B, C, H, W) is queried by the next round; `tau` (B,): changes smaller than this are set back.
+
+    `m` and `v` (B, C, H, W) are the moments of the normalised gradients.
+    """
 
     x_next: Tensor
+    m: Tensor
+    v: Tensor
     tau: Tensor
 
 
@@ -38,7 +44,9 @@ class SigmaZero:
     Source: Cina et al. 2024, arXiv:2402.01879, Algorithm 1 with eqs. (4) to (6): step eta from 1 to 0.1 by a cosine,
     sigma = 0.001, tau from 0.3 by 0.01 eta up after a success and down after a failure.
     Differs: pixels are counted, not values of channels: a pixel's change is its L2 length in the smooth count and its
-    largest channel against tau. Restarts after the first begin at random, up to a tenth away in every value.
+    largest channel against tau. Adam takes the steps, as in the authors' code; on networks that ends much nearer than
+    Algorithm 1's own descent along the normalised gradient (adam=0), which is the better one on linear classifiers.
+    Restarts after the first begin at random, up to a tenth away in every value.
     """
 
     steps: int = 300
@@ -47,6 +55,7 @@ class SigmaZero:
     first_step: float = 1.0  # eta_0, of the largest value's change
     tau: float = 0.3
     tau_step: float = 0.01
+    adam: int = 1  # 0 for steps along the gradient itself
     nearest_in: ClassVar[tuple[Norm, ...]] = ("l0",)
     takes_eps: ClassVar[bool] = False
     takes_goal: ClassVar[bool] = True
@@ -58,6 +67,8 @@ class SigmaZero:
             raise SpecError(f"sigma-zero: sigma and first_step must be positive, got {self.sigma}, {self.first_step}.")
         if not (0 <= self.tau <= 1 and 0 <= self.tau_step <= 1):
             raise SpecError(f"sigma-zero: tau and tau_step lie in [0, 1], got {self.tau} and {self.tau_step}.")
+        if self.adam not in (0, 1):
+            raise SpecError(f"sigma-zero: adam is 1 or 0, got {self.adam}.")
 
     @property
     def rounds(self) -> int:
@@ -67,8 +78,8 @@ class SigmaZero:
         self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
         goal: Tensor | None = None,
     ) -> SigmaZeroState:  # fmt: skip
-        tau = x.new_full((len(x),), self.tau)
-        return SigmaZeroState.start(x, y, threat, rng, goal=goal, x_next=start_again(x, rng), tau=tau)
+        tau, none = x.new_full((len(x),), self.tau), torch.zeros_like(x)
+        return SigmaZeroState.start(x, y, threat, rng, goal=goal, x_next=start_again(x, rng), tau=tau, m=none, v=none)
 
     def step(self, oracle: QueryModel, s: State) -> SigmaZeroState:
         """Query x + delta, descend on margin and count together, and set small changes back."""
@@ -80,13 +91,18 @@ class SigmaZero:
         fall = fall / per_row(norm_of(fall, "linf").clamp(min=_TINY), s.x)
         eta = self.first_step * (_LAST_STEP + (1 - _LAST_STEP) * (1 + torch.cos(math.pi * s.i / self.steps)) / 2)
         tau = (s.tau + torch.where(wrong, self.tau_step, -self.tau_step) * eta).clamp(0, 1)
-        moved = (s.x_next - per_row(eta, s.x) * fall).clamp(0, 1)
+        t = per_row(s.i + 1, s.x).to(fall.dtype)
+        m, v = torch.lerp(fall, s.m, _BETA1), torch.lerp(fall.square(), s.v, _BETA2)
+        way = m / (1 - _BETA1**t) / ((v / (1 - _BETA2**t)).sqrt() + _ADAM) if self.adam else fall
+        moved = (s.x_next - per_row(eta, s.x) * way).clamp(0, 1)
         large = (moved - s.x).abs().amax(1, keepdim=True) >= per_row(tau, s.x)
         return replace(
             s,
             x_adv=s.x_next,
             logits=query.logits,
             x_next=torch.where(large, moved, s.x),
+            m=m,
+            v=v,
             tau=tau,
             i=s.i + 1,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from robustgen.environment import describe_environment
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.threat import ThreatModel
 
-__all__ = ["RESULTS", "Comparison", "compare", "in_fresh_process", "reference_verdicts", "store"]
+__all__ = ["RESULTS", "Comparison", "compare", "in_fresh_process", "in_turn", "reference_verdicts", "store"]
 
 T = TypeVar("T")
 
@@ -55,13 +55,18 @@ def compare(ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int = 5) 
     """Run both sides once to warm up, then in turn."""
     ours()
     theirs()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(pairs):
-        for side, work in zip(seconds, (ours, theirs), strict=True):
+    return Comparison(*in_turn((ours, theirs), pairs))
+
+
+def in_turn(works: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    """Seconds of each, one a round: in every round all of them one after the other."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds):
+        for side, work in zip(seconds, works, strict=True):
             start = time.perf_counter()
             work()
             side.append(time.perf_counter() - start)
-    return Comparison(*seconds)
+    return seconds
 
 
 def in_fresh_process(work: Callable[..., T], *arguments: Any) -> T:

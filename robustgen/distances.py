@@ -26,6 +26,7 @@ __all__ = [
     "DistanceSummary",
     "NearestSummary",
     "accuracy_curve",
+    "distance_summary",
     "nearest_of",
     "refuse_distances",
     "summarise_distances",
@@ -90,9 +91,9 @@ def summarise_distances(
     """Each attack's figures and those of the best of all, from nothing but the examples of a run without an eps."""
     examples = counted(examples)
     attacked = [e for e in examples if e.distances is not None]
-    each = {label: _summary([(e.distances or {}).get(label, math.inf) for e in attacked]) for label in labels}
+    each = {label: distance_summary([(e.distances or {}).get(label, math.inf) for e in attacked]) for label in labels}
     nearest = NearestSummary(
-        distance=_summary([nearest_of(e) for e in attacked]),
+        distance=distance_summary([nearest_of(e) for e in attacked]),
         attacked=len(attacked),
         misclassified=len(examples) - len(attacked),
         curve=accuracy_curve([nearest_of(e) for e in examples]),
@@ -131,7 +132,8 @@ def accuracy_curve(distances: Sequence[float]) -> tuple[CurvePoint, ...]:
     return tuple(CurvePoint(eps=eps, value=share.value, low=share.low, high=share.high) for eps, share in curve)
 
 
-def _summary(distances: Sequence[float]) -> DistanceSummary:
+def distance_summary(distances: Sequence[float]) -> DistanceSummary:
+    """Success and quartiles of distances, one an example that was attacked, infinite without success."""
     ordered, n = sorted(distances), len(distances)
 
     def within(share: float) -> float | None:

@@ -13,6 +13,7 @@ from robustgen.errors import SpecError
 from robustgen.oracle import Oracle
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
+from tests.helpers import make_convnet, make_images
 from tests.nearest_helpers import FarLinear, nearest, ratios
 
 
@@ -26,11 +27,12 @@ def test_slope_of_the_count() -> None:
     assert not SigmaZero()._count_slope(torch.zeros(1, 3, 4, 5)).any()
 
 
-def test_threshold_and_step() -> None:
+@pytest.mark.parametrize("adam", [0, 1])
+def test_threshold_and_step(adam: int) -> None:
     """tau falls by 0.01 eta after a failure and rises after a success; what moved less than tau stands at x."""
     model = FarLinear((3, 5, 4), classes=2)
     x, y = model.images(4)
-    attack, oracle = SigmaZero(steps=80), Oracle(model)
+    attack, oracle = SigmaZero(steps=80, adam=adam), Oracle(model)
     states = [attack.init(oracle, x, y, ThreatModel.unbounded("l0"), ExampleRng.of(0, range(4)))]
     for _ in range(attack.rounds):
         states.append(attack.step(oracle, states[-1]))
@@ -45,20 +47,48 @@ def test_threshold_and_step() -> None:
     assert {True, False} == seen
 
 
+def test_steps_are_those_of_adam() -> None:
+    """torch.optim.Adam on autograd's gradient of margin and count, which is divided by its largest value first."""
+    model = make_convnet(classes=4).double()
+    x, y = make_images(make_convnet(classes=4), 3, (1, 8, 8))
+    x, oracle, attack = x.double(), Oracle(model), SigmaZero(steps=30)
+    delta = torch.zeros_like(x).requires_grad_()
+    adam, tau = torch.optim.Adam([delta], lr=1.0), torch.full((3,), 0.3, dtype=torch.float64)
+    state = attack.init(oracle, x, y, ThreatModel.unbounded("l0"), ExampleRng.of(0, range(3)))
+    seen: set[bool] = set()
+    for k in range(30):
+        z = model(x + delta)
+        gap = z.gather(1, y[:, None]).squeeze(1) - z.scatter(1, y[:, None], -np.inf).amax(1)
+        count = delta.square() / (delta.square() + 1e-3)
+        (fall,) = torch.autograd.grad(gap.clamp(min=0).sum() + count.flatten(1).mean(1).sum(), delta)
+        eta = 0.1 + 0.9 * (1 + np.cos(np.pi * k / 30)) / 2
+        adam.param_groups[0]["lr"] = eta
+        delta.grad = fall / fall.flatten(1).norm(np.inf, dim=1)[:, None, None, None]
+        adam.step()
+        tau = (tau + torch.where(gap < 0, 0.01, -0.01) * eta).clamp(0, 1)
+        delta.data = (x + delta.data).clamp(0, 1) - x
+        delta.data[delta.data.abs() < tau[:, None, None, None]] = 0
+        state = attack.step(oracle, state)
+        torch.testing.assert_close(state.x_next - x, delta.detach(), atol=1e-5, rtol=0)  # eta is float32
+        seen |= set((gap < 0).tolist())
+    assert {True, False} == seen
+
+
 def test_fewest_pixels_of_a_linear_classifier() -> None:
     """RGB images whose optimum is several pixels: within 1.05 times it in three of four, else one more."""
     model = FarLinear((3, 12, 11), classes=2)
     x, y = model.images(12)
     exact = model.exact(x, y, "l0")
     assert exact.min() >= 2
-    ratio = ratios(nearest("sigma-zero", model, x, y, "l0"), exact)
+    ratio = ratios(nearest("sigma-zero:adam=0", model, x, y, "l0"), exact)
     assert ratio.min() >= 1
     assert (ratio <= 1.05).mean() >= 0.75
     assert (ratio * exact - exact).max() <= 1
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": 0}, {"restarts": 0}, {"sigma": 0.0}, {"first_step": 0.0}, {"tau": 2.0}, {"tau_step": -1.0}]
+    "options",
+    [{"steps": 0}, {"restarts": 0}, {"sigma": 0.0}, {"first_step": 0.0}, {"tau": 2.0}, {"tau_step": -1.0}, {"adam": 2}],
 )
 def test_bad_parameters(options: dict[str, float]) -> None:
     """One sentence each."""

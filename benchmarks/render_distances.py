@@ -1,0 +1,78 @@
+"""The blocks of docs/distances.md: our minimum-norm attacks beside those of other libraries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from robustgen.benchmarks.tables import load_result, markdown_table, source
+
+__all__ = ["distances", "distances_attacks", "distances_settings"]
+
+
+def distances() -> str:
+    """The best of our attacks on each image against the best of all others."""
+    result, rows = load_result("distances"), []
+    for row in result["rows"]:
+        ours, theirs = row["together"]["robustgen"], row["together"]["others"]
+        cells = (_percent(side[key]) for key in ("near", "optimality") for side in (ours, theirs))
+        medians = (_number(side["median"]) for side in (ours, theirs))
+        rows.append((row["classifier"], row["norm"], str(row["images"]), str(row["budget"]), *medians, *cells))
+    header = (
+        "classifier", "norm", "images", "budget of each attack", "median, ours", "median, others",
+        "within 1 % of the best, ours", "others", "optimality, ours", "others",
+    )  # fmt: skip
+    return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"
+
+
+def distances_attacks() -> str:
+    """Each attack by itself."""
+    result, rows = load_result("distances"), []
+    for row in result["rows"]:
+        for attack in row["attacks"]:
+            quartiles = ", ".join(_number(attack[key]) for key in ("q25", "median", "q75"))
+            spent = f"{attack['forwards']:.0f} + {attack['backwards']:.0f}"
+            rows.append(
+                (
+                    row["classifier"], row["norm"], f"{attack['library']} `{attack['attack']}`",
+                    _percent(attack["success"]), quartiles, _percent(attack["optimality"]), _percent(attack["near"]),
+                    spent, _ratio(attack),
+                )
+            )  # fmt: skip
+    header = (
+        "classifier", "norm", "attack", "success", "quartiles", "optimality", "within 1 % of the best",
+        "forwards + backwards", "seconds, theirs / ours [min, max]",
+    )  # fmt: skip
+    form = ", ".join(sorted({f"`{row['form']}`" for row in result["rows"]}))
+    turns = (
+        f"Seconds: {result['rounds']} turns on the first {result['rows'][0]['timed']} images; ours in the form {form}."
+    )
+    return f"{markdown_table(header, rows)}\n\n{turns} {source(result)}"
+
+
+def distances_settings() -> str:
+    """What each attack was given, where that is not its library's default."""
+    result = load_result("distances")
+    listed = {
+        (row["norm"], f"{attack['library']} `{attack['attack']}`", str(row["budget"])): attack["settings"]
+        for row in result["rows"]
+        for attack in row["attacks"]
+    }
+    rows = [(*key, ", ".join(f"`{name}={value}`" for name, value in held.items())) for key, held in listed.items()]
+    versions = ", ".join(f"{package} {version}" for package, version in result["libraries"].items())
+    return f"{markdown_table(('norm', 'attack', 'budget', 'settings'), rows)}\n\n{versions}"
+
+
+def _ratio(attack: dict[str, Any]) -> str:
+    ratio = attack["ratio"]
+    if ratio is None:
+        return ""
+    return f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}] of `{attack['like']}`"
+
+
+def _number(value: float | None) -> str:
+    """Four digits; nothing found is a dash."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
