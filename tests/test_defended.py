@@ -257,10 +257,12 @@ class Watched(Judge):
 
     asked = 0
 
-    def __call__(self, x: Tensor, y: Tensor, x_adv: Tensor, rng: ExampleRng | None = None) -> Verdict:
+    def __call__(
+        self, x: Tensor, y: Tensor, x_adv: Tensor, rng: ExampleRng | None = None, goal: Tensor | None = None
+    ) -> Verdict:
         """Judge, and count."""
         self.asked += len(x)
-        return super().__call__(x, y, x_adv, rng)
+        return super().__call__(x, y, x_adv, rng, goal)
 
 
 def test_a_rung_begins_where_it_is_told_and_a_blind_one_is_judged_at_its_end() -> None:

@@ -183,13 +183,12 @@ def test_other_recipe(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_two_trainings_in_one_folder(recipe: Recipe, tmp_path: Path) -> None:
     """The second one is refused while the first one runs, and welcome afterwards."""
-    tmp_path.joinpath("out").mkdir()
-    lock = FolderLock(tmp_path / "out")
+    lock = FolderLock(tmp_path)
     with pytest.raises(BusyError, match="is being written by another process"):
-        train(recipe, out=tmp_path / "out")
+        train(recipe, out=tmp_path)
     lock.release()
-    assert train(recipe, out=tmp_path / "out").finished
-    assert not (tmp_path / "out" / "lock").exists()
+    assert train(recipe, out=tmp_path).finished
+    assert not (tmp_path / "lock").exists()
 
 
 def test_folder_with_other_files(recipe: Recipe, tmp_path: Path) -> None:
