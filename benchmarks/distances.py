@@ -233,6 +233,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.small:
         options.images, options.rounds, options.budget = options.images or 2, 1, options.budget // 5
+    if options.budget < 60:
+        parser.error(f"--budget: below 60 forwards and backwards some attacks get no step, got {options.budget}.")
     return options
 
 
