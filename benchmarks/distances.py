@@ -79,18 +79,18 @@ class Bench:
 
     def _ours(self, entrant: Entrant, n: int | None) -> tuple[list[float], Cost, int]:
         judged, oracle = Counted(self.classifier), Oracle(self.search)
-        distances = [math.inf] * len(self.x[:n])
+        outcomes = run_ours(entrant, oracle, Judge(judged, self.threat), self.x[:n], self.y[:n])
+        return [math.inf if o.distance is None else o.distance for o in outcomes], oracle.cost, judged.forwards
 
-        def finish(outcome: engine.Outcome) -> None:
-            if outcome.distance is not None:
-                distances[outcome.id] = outcome.distance
 
-        engine.run(
-            parse_attack(entrant.spec()), oracle, Judge(judged, self.threat),
-            lambda ids: (self.x[list(ids)], self.y[list(ids)]), range(len(distances)), self.threat,
-            seed=0, batch_size=len(distances), finish=finish,
-        )  # fmt: skip
-        return distances, oracle.cost, judged.forwards
+def run_ours(entrant: Entrant, oracle: Oracle, judge: Judge, x: Tensor, y: Tensor) -> list[engine.Outcome]:
+    """What an attack of robustgen leaves of each image."""
+    found: dict[int, engine.Outcome] = {}
+    engine.run(
+        parse_attack(entrant.spec()), oracle, judge, lambda ids: (x[list(ids)], y[list(ids)]), range(len(x)),
+        judge.threat, seed=0, batch_size=len(x), finish=lambda outcome: found.__setitem__(outcome.id, outcome),
+    )  # fmt: skip
+    return [found[id_] for id_ in range(len(x))]
 
 
 def optimality(distances: Sequence[float], best: Sequence[float]) -> float | None:
@@ -233,6 +233,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.small:
         options.images, options.rounds, options.budget = options.images or 2, 1, options.budget // 5
+    if options.budget < 60:
+        parser.error(f"--budget: below 60 forwards and backwards some attacks get no step, got {options.budget}.")
     return options
 
 

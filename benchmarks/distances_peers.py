@@ -201,9 +201,13 @@ def _penalties(norm: Norm, budget: int, steps: int) -> list[Entrant]:
             Entrant("art", "CarliniL2Method", "cw", art),
         ]
     if norm == "l1":
-        foolbox = {"binary_search_steps": SEARCHES, "steps": budget // (3 * SEARCHES), "initial_const": 1.0}
-        foolbox |= {"decision_rule": "L1", "abort_early": False}
-        return [Entrant("foolbox", "EADAttack", "", foolbox)]
+        elastic: dict[str, Any] = {
+            "binary_search_steps": SEARCHES,
+            "steps": budget // (3 * SEARCHES),
+            "initial_const": 1.0,
+        }
+        elastic |= {"decision_rule": "L1", "abort_early": False}
+        return [Entrant("foolbox", "EADAttack", "", elastic)]
     return []
 
 
