@@ -111,7 +111,7 @@ def main() -> None:
     held = measure()
     held["memory_mib"] = {str(samples): in_fresh_process(peak, samples) for samples in (1_000, SAMPLES)}
     what = f"{CLASSIFIER}, sigma {SIGMA:g}, {len(IDS)} images, {SAMPLES:,} draws, alpha {ALPHA:g}, batches of {BATCH}"
-    print(held["memory_mib"], store("speed-certify", {"what": what, **held}))
+    print(held["memory_mib"], store("speed-certify", {"what": what, **held}, module="speed.certify"))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def draw(logs: Sequence[CertificationLog], path: Path) -> None:
     import numpy as np
     from matplotlib.figure import Figure  # of the extra "report"
 
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = Figure(figsize=(7.6, 4), layout="constrained")
     axes = figure.subplots()
     for log in logs:
         reached = np.sort(log.radius[log.right])
@@ -137,5 +137,5 @@ def draw(logs: Sequence[CertificationLog], path: Path) -> None:
         axes.step([0.0, *reached], [100 * len(reached) / len(log), *left], where="pre", label=log.name)
     axes.set(xlabel="radius", ylabel="certified accuracy, %", ylim=(0, 100), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right upper")
     figure.savefig(path, dpi=150)
