@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol, Self, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from robustgen.attacks.losses import Loss, LossFn, goal_margin, margin
+from robustgen.fields import WHOLE, check_value
 from robustgen.rng import ExampleRng
 from robustgen.threat import Norm, ThreatModel, per_row
 
 __all__ = [
-    "SILENT_BY_DEFAULT", "AnswersOnly", "Attack", "MinimumNorm", "Query", "QueryModel", "Rows", "Sees", "State",
-    "Targetable", "sees", "start_again", "stay_close",
+    "SILENT_BY_DEFAULT", "AnswersOnly", "Attack", "Budgeted", "MinimumNorm", "Query", "QueryModel", "Rows", "Sees",
+    "State", "Targetable", "sees", "start_again", "stay_close",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -232,6 +233,26 @@ class AnswersOnly(Attack, Protocol):
         Raises:
             SpecError: so few that it cannot begin.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgeted:
+    """What attacks by answers share: the most images that are sent for one example, one a round."""
+
+    queries: int = 1000
+    restarts: ClassVar[int] = 1
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_value(f"{self.name}: queries", self.queries, WHOLE)
+
+    @property
+    def rounds(self) -> int:
+        return self.queries
+
+    def limited(self, queries: int) -> Self:
+        """The same attack with another budget."""
+        return replace(self, queries=queries)
 
 
 def sees(attack: Attack) -> Sees:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import QueryModel, Sees, State
+from robustgen.attacks.base import Budgeted, QueryModel, Sees, State
 from robustgen.attacks.phases import route, where
-from robustgen.fields import WHOLE, check_value
 from robustgen.rng import ExampleRng
 from robustgen.threat import Norm, ThreatModel, norm_of, per_row
 
@@ -53,29 +52,12 @@ Phase = Callable[[Any], Any]  # rows in one phase -> the same rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionBased(ABC):
-    """The start, the bisection, and the round; what comes after is the attack's own.
+class DecisionBased(Budgeted, ABC):
+    """The start, the bisection, and the round; what comes after is the attack's own."""
 
-    `queries` is the most images that are sent for one example.
-    """
-
-    queries: int = 1000
-    restarts: ClassVar[int] = 1
     takes_eps: ClassVar[bool] = True
     sees: ClassVar[Sees] = "labels"
     nearest_in: ClassVar[tuple[Norm, ...]] = ("l2",)
-    name: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        check_value(f"{self.name}: queries", self.queries, WHOLE)
-
-    @property
-    def rounds(self) -> int:
-        return self.queries
-
-    def limited(self, queries: int) -> Self:
-        """The same attack with another budget."""
-        return replace(self, queries=queries)
 
     @abstractmethod
     def start(self, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, **common: Any) -> DecisionState:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import QueryModel, Sees, State
+from robustgen.attacks.base import Budgeted, QueryModel, Sees, State
 from robustgen.attacks.losses import Loss, Margin
 from robustgen.attacks.phases import route
 from robustgen.errors import SpecError
-from robustgen.fields import WHOLE, check_value
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel, per_row
 
@@ -54,29 +53,18 @@ class EstimatedState(State):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimated(ABC):
+class Estimated(Budgeted, ABC):
     """The rounds; where to probe and how to step is the attack's own."""
 
-    queries: int = 1000
     rel_step: float = 0.1  # length of a step, in eps
     loss: Loss = Margin()
-    restarts: ClassVar[int] = 1
     sees: ClassVar[Sees] = "scores"
     takes_goal: ClassVar[bool] = True
-    name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        check_value(f"{self.name}: queries", self.queries, WHOLE)
+        Budgeted.__post_init__(self)
         if not 0 < self.rel_step < 10:
             raise SpecError(f"{self.name}: rel_step must be positive and below 10, got {self.rel_step}.")
-
-    @property
-    def rounds(self) -> int:
-        return self.queries
-
-    def limited(self, queries: int) -> Self:
-        """The same attack with another budget."""
-        return replace(self, queries=queries)
 
     @abstractmethod
     def pairs(self) -> int:

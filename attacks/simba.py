@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import QueryModel, Sees, State
+from robustgen.attacks.base import Budgeted, QueryModel, Sees, State
 from robustgen.attacks.cosines import cosines
 from robustgen.attacks.losses import Loss, Margin
 from robustgen.errors import SpecError
-from robustgen.fields import WHOLE, check_value
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel, per_row
@@ -44,7 +43,7 @@ class SimBAState(State):
 
 @register_attack("simba")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimBA:
+class SimBA(Budgeted):
     """Scores only: tries each pixel of each channel in random order, a step up, then a step down.
 
     Source: Guo et al. 2019, arXiv:1905.07121, Algorithm 1, with the pixel basis.
@@ -53,26 +52,16 @@ class SimBA:
     the last direction the order begins again.
     """
 
-    queries: int = 1000
     step_size: float = 0.2  # epsilon of the paper, in L2
     loss: Loss = Margin()
-    restarts: ClassVar[int] = 1
     sees: ClassVar[Sees] = "scores"
     takes_goal: ClassVar[bool] = True
     name: ClassVar[str] = "simba"
 
     def __post_init__(self) -> None:
-        check_value(f"{self.name}: queries", self.queries, WHOLE)
+        Budgeted.__post_init__(self)
         if not 0 < self.step_size < math.inf:
             raise SpecError(f"{self.name}: step_size must be positive, got {self.step_size}.")
-
-    @property
-    def rounds(self) -> int:
-        return self.queries
-
-    def limited(self, queries: int) -> Self:
-        """The same attack with another budget."""
-        return replace(self, queries=queries)
 
     def kept(self, height: int, width: int) -> tuple[int, int]:
         """How many vectors of the basis along each edge are tried."""

@@ -16,7 +16,7 @@ from robustgen.errors import SpecError
 from robustgen.reproduce import report
 from robustgen.reproduce.costs import commands, forwards_per_image, to_toml
 from robustgen.reproduce.experiment import Claim, Scale, Term, list_tables, load_scale, load_table
-from robustgen.reproduce.runner import Runner, by_arm
+from robustgen.reproduce.runner import Outcome, Runner, by_arm
 from robustgen.reproduce.verdict import judge_claim, paired_interval
 from robustgen.training.recipe import Recipe, load_recipe
 from tests.generator_helpers import RECIPE as GENERATOR
@@ -171,7 +171,7 @@ def test_a_table_from_end_to_end(tmp_path: Path) -> None:
 
 
 def test_processes_share_a_table(tmp_path: Path) -> None:
-    """What another process is at is left to it and collected later; seeds are paired whatever the order."""
+    """What another process is at is left to it and collected later."""
     path, scale = toy(tmp_path)
     table = load_table(str(path))
     runner = Runner(table, scale, tmp_path / "out")
@@ -184,9 +184,20 @@ def test_processes_share_a_table(tmp_path: Path) -> None:
     lock.release()
     rest = list(outcomes)
     assert [(one.arm, one.seed) for one in rest[:2]] == [("none", 0), ("unlabelled", 0)]
-    found = [rest[2], first, *rest[:2], *rest[3:]]  # "none" of seed 1 before that of seed 0
-    alone = {(one.arm, one.seed): one.robust["best"] for one in found}
-    assert by_arm(found)["none", "best"].tolist() == [alone["none", 0], alone["none", 1]]
+    assert len(rest) == 5
+
+
+def test_seeds_are_paired_whatever_their_order() -> None:
+    """A process that waited for another one's seed 0 has seed 1 first."""
+    truth = {0: [True, False], 1: [False, False]}
+    found = [
+        Outcome(
+            arm="a", seed=seed, best_epoch=1, epochs=1, clean=dict.fromkeys(("best", "last"), truth[seed]),
+            robust=dict.fromkeys(("best", "last"), truth[seed]), seconds=1.0,
+        )
+        for seed in (1, 0)
+    ]  # fmt: skip
+    assert by_arm(found)["a", "best"].tolist() == [truth[0], truth[1]]
 
 
 def test_each_arm_has_its_generator(tmp_path: Path) -> None:

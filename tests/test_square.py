@@ -15,6 +15,7 @@ from robustgen.oracle import Oracle
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 from tests.helpers import make_convnet, make_images, make_linear
+from tests.query_helpers import Counting
 
 STEPS = 150
 
@@ -124,16 +125,6 @@ def test_any_shape(norm: str, eps: float, shape: tuple[int, int, int]) -> None:
 
 def test_proposals_that_change_nothing_are_not_computed_again() -> None:
     """On one channel late squares often land where nothing moves: same way with fewer images through the network."""
-
-    class Counting(nn.Module):
-        def __init__(self, net: nn.Module) -> None:
-            super().__init__()
-            self.net, self.images = net, 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.images += len(x)
-            out: Tensor = self.net(x)
-            return out
 
     class Forgetful(Oracle):
         def logits(self, x: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
