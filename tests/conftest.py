@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from tests.helpers import Linear, make_convnet, make_images, make_linear
 
 
+def pytest_configure() -> None:
+    """One thread for each process that tests start: beside other processes, those of several wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Up to four processes for the whole suite; none for tests that somebody names, which start sooner without."""
     whole = config.args_source != pytest.Config.ArgsSource.ARGS
