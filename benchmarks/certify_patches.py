@@ -1,7 +1,7 @@
-"""Certified accuracy against the side of a patch: PatchCleanser's masks, and votes over bands.
+"""Certified accuracy against the side of a patch: PatchCleanser's masks, and votes over bands and over blocks.
 
-The classifier for bands is trained first: `robustgen train fmnist-ablation`, then
-`python -m robustgen.benchmarks.certify_patches trained/fmnist-ablation/fmnist-ablation.json`.
+Three classifiers are trained first, each by `robustgen train RECIPE --data-dir DATA`: fmnist-cutout, fmnist-ablation,
+fmnist-ablation-block. Then `python -m robustgen.benchmarks.certify_patches trained`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from robustgen.certify.patches_run import certify_against_patches
 from robustgen.environment import tune_process
 from robustgen.progress import Silent
 
+MASKED = (1, 2, 3, 4, 6)  # sides of the patch, in pixels
+VOTED = (1, 2, 4, 6, 8)
+TRAINED: dict[str, dict[str, Any]] = {
+    "fmnist-cutout": {"patches": MASKED, "n": 200},
+    "fmnist-ablation": {"patches": VOTED, "method": "band", "n": 1000},
+    "fmnist-ablation-block": {"patches": VOTED, "method": "block", "size": 10, "n": 1000},
+}
+
 
 def measure(request: PatchRequest, shown: str) -> dict[str, Any]:
     """One defence; `shown` names its classifier, which may be a file."""
@@ -30,13 +38,12 @@ def measure(request: PatchRequest, shown: str) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, store."""
     tune_process()
-    if len(sys.argv) != 2:
-        raise SystemExit("Name the card that `robustgen train fmnist-ablation` wrote.")
-    card = sys.argv[1]
-    rows = [
-        measure(PatchRequest(classifier="fmnist-standard", patches=(1, 2, 3, 4), n=200), "fmnist-standard"),
-        measure(PatchRequest(classifier=card, patches=(1, 2, 4, 6, 8), method="band", n=1000), Path(card).stem),
-    ]
+    cards = {name: Path(sys.argv[-1]) / name / f"{name}.json" for name in TRAINED}
+    if len(sys.argv) != 2 or not all(card.is_file() for card in cards.values()):
+        raise SystemExit(f"Name the folder that `robustgen train` wrote {', '.join(TRAINED)} to, such as trained.")
+    plain = PatchRequest(classifier="fmnist-standard", patches=MASKED, n=200)
+    asked = {name: PatchRequest(classifier=str(card), **TRAINED[name]) for name, card in cards.items()}
+    rows = [measure(request, name) for name, request in ({"fmnist-standard": plain} | asked).items()]
     print(store("certify_patches", {"rows": rows}))
 
 

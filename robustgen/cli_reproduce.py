@@ -61,7 +61,8 @@ def reproduce_command(
     from robustgen.reproduce.runner import Runner
 
     tune_process()
-    chosen, at = load_table(table), load_scale(scale)
+    at = load_scale(scale)
+    chosen = at.fit(load_table(table))
     if dry_run:
         print(commands(chosen, at, out))
         return
@@ -72,7 +73,7 @@ def reproduce_command(
             "take --scale laptop."
         )
     deadline = None if seconds is None else time.monotonic() + seconds
-    training = describe_training(at)
+    training = describe_training(chosen, at)
 
     def run(progress: Progress) -> dict[str, Any]:
         runner = Runner(

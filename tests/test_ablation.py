@@ -241,8 +241,9 @@ def test_a_normalised_card_cannot_tell_unknown_pixels() -> None:
     assert ablated_value(Classifier(net.eval(), card), 0.3) == 0.3
 
 
-def test_recipe_names_the_method() -> None:
-    """The bundled one is for columns and needs no mean."""
-    recipe = load_recipe("fmnist-ablation")
-    assert recipe.training.options == {"kind": "columns", "size": 4}
-    assert recipe.data.mean == ()
+def test_recipes_name_the_method() -> None:
+    """One for columns, one for blocks; neither has a mean."""
+    columns, block = load_recipe("fmnist-ablation"), load_recipe("fmnist-ablation-block")
+    assert columns.training.options == {"kind": "columns", "size": 4}
+    assert block.training.options == {"kind": "block", "size": 10}
+    assert columns.data.mean == block.data.mean == ()

@@ -14,7 +14,7 @@ from robustgen.cli import _run
 from robustgen.durable import FolderLock
 from robustgen.errors import SpecError
 from robustgen.reproduce import report
-from robustgen.reproduce.costs import commands, forwards_per_image, to_toml
+from robustgen.reproduce.costs import commands, describe_training, forwards_per_image, to_toml
 from robustgen.reproduce.experiment import Claim, Scale, Term, list_tables, load_scale, load_table
 from robustgen.reproduce.runner import Outcome, Runner, by_arm
 from robustgen.reproduce.verdict import judge_claim, paired_interval
@@ -211,6 +211,18 @@ def test_each_arm_has_its_generator(tmp_path: Path) -> None:
     assert [runner.sampler(arm) for arm in (ddpm, edm)] == ["ddim:steps=50", scale.sampler]
     with pytest.raises(SpecError, match="unknown generator of this scale 'ddpm'"):
         Runner(table, replace(scale, generators={"edm": "wang2023-laptop-edm"}), tmp_path)
+
+
+def test_a_scale_takes_fewer_images_for_a_table(tmp_path: Path) -> None:
+    """Arms without generated images stay so, and other tables are as they were; what is run is what is said."""
+    scale = replace(load_scale("laptop"), ratios={"wang2023-amount": 2})
+    fitted = scale.fit(load_table("wang2023-amount"))
+    assert [arm.ratio for arm in fitted.arms] == [0, 2, 2, 2]
+    assert Runner(fitted, scale, tmp_path).images_needed(fitted.arms[-1]) == 5_000
+    assert "0 or 2 generated images for each real one, 70% of each batch" in describe_training(fitted, scale)
+    assert scale.fit(load_table("wang2023-edm")) == load_table("wang2023-edm")
+    with pytest.raises(SpecError, match=r"ratios must be positive numbers by table"):
+        replace(scale, ratios={"wang2023-amount": 0})
 
 
 def test_a_deadline_keeps_what_is_done(tmp_path: Path) -> None:

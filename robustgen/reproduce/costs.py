@@ -27,14 +27,16 @@ def forwards_per_image(recipe: Recipe) -> int:
     return 2 * method.steps + 3 * trained
 
 
-def describe_training(scale: Scale) -> str:
-    """What is trained at a scale, in words."""
+def describe_training(table: Table, scale: Scale) -> str:
+    """What is trained for a table at a scale, in words."""
     recipe = load_recipe(scale.recipe)
     training, data = recipe.training, recipe.data
+    ratios = [f"{ratio:g}" for ratio in sorted({arm.ratio for arm in table.arms})]
+    counts = " or ".join(part for part in (", ".join(ratios[:-1]), ratios[-1]) if part)
     real = "all real images" if data.images is None else f"{data.images:,} real images"
     return (
         f"{recipe.network.architecture}, {training.method}, {training.threat}, {training.epochs} epochs of {real}, "
-        f"{scale.share:.0%} of each batch generated where there are any."
+        f"{counts} generated images for each real one, {scale.share:.0%} of each batch where there are any."
     )
 
 

@@ -6,8 +6,9 @@ seeds. A claim is a linear combination of robust accuracies that should lie abov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ class Scale:
         generators: recipe of each generator, by name or file; they see the same real images as the classifiers.
         sampler: of generated images where an arm names none.
         share: of generated images in every batch, where there are any.
+        ratios: by table, generated images for each real one where those of its arms would take too long here.
         images: real training images, where the recipe uses all of them.
         gpu: whether it is refused without one.
         seeds: one training each.
@@ -136,6 +138,7 @@ class Scale:
     generators: dict[str, str]
     sampler: str = "heun:steps=20"
     share: float = 0.7
+    ratios: dict[str, float] = field(default_factory=dict)
     images: int = 50_000
     gpu: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -145,6 +148,13 @@ class Scale:
 
     def __post_init__(self) -> None:
         check_fields(self, "scale", _RULES)
+
+    def fit(self, table: Table) -> Table:
+        """A table with as many generated images as this scale takes for it."""
+        if table.name not in self.ratios:
+            return table
+        ratio = self.ratios[table.name]
+        return replace(table, arms=tuple(replace(arm, ratio=ratio) if arm.ratio else arm for arm in table.arms))
 
 
 def list_tables() -> dict[str, Path]:
@@ -208,6 +218,10 @@ _RULES: dict[str, Rule] = {
     "scale.generators": (
         lambda value: isinstance(value, dict) and bool(value) and all(map(text, value.values())),
         'recipes by name, such as { edm = "fmnist-edm" }',
+    ),
+    "scale.ratios": (
+        lambda value: isinstance(value, dict) and all(map(number(0, math.inf, open_low=True), value.values())),
+        "positive numbers by table, such as { wang2023-sampling-steps = 4 }",
     ),
     "scale.share": (number(0, 1.0000001, open_low=True), "a number in (0, 1]"),
     "scale.seeds": (lambda value: bool(value) and len(set(value)) == len(value), "a list of different seeds"),
