@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from robustgen.benchmarks.render_certify import certify_inside, certify_replay, certify_speed
+from robustgen.benchmarks.render_certify import certify_inside, certify_patches, certify_replay, certify_speed
 from robustgen.benchmarks.render_generator import (
     edm_cifar10,
     generator_cas,
@@ -272,8 +272,8 @@ def flags() -> str:
 
 
 _ALL = (
-    accuracy, certify_inside, certify_replay, certify_speed, conformance, determinism, edm_cifar10, engine_speed,
-    evidence, flag_confusion, flags, generator_cas, generator_sampling, generator_sampling_speed,
+    accuracy, certify_inside, certify_patches, certify_replay, certify_speed, conformance, determinism, edm_cifar10,
+    engine_speed, evidence, flag_confusion, flags, generator_cas, generator_sampling, generator_sampling_speed,
     generator_training, memory, missed, only_strong, orders, pgd, plans, purify_gradients, purify_memory,
     purify_speed, ranks, self_agreement, speed_limit, time_to_quality, why_dimension, why_gradients, why_networks,
     why_surface, why_transfer,

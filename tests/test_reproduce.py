@@ -140,7 +140,7 @@ claims = [{ text = "some is better than none", terms = [[1, "some", "best"], [-1
     )
     scale = Scale(
         name="toy", description="Toy.", recipe=str(folder / "classifier.toml"), labeller=str(folder / "labeller.toml"),
-        generators={"edm": str(folder / "generator.toml")}, share=0.5, images=160, seeds=(0, 1), n=20, plan="rapid",
+        generators={"edm": str(folder / "generator.toml")}, share=0.5, images=160, seeds=(0, 1), n=6, plan="rapid",
     )  # fmt: skip
     return folder / "table.toml", scale
 
