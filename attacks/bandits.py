@@ -76,8 +76,8 @@ class Bandits(Estimated):
         delta = per_row((s.first - s.gain) / (self.delta * self.eta), s.x) * s.u
         if s.threat.norm != "linf":
             return replace(s, prior=s.prior + self.rate * delta)
-        up, down = (1 + s.prior) * torch.exp(self.rate * delta), (1 - s.prior) * torch.exp(-self.rate * delta)
-        return replace(s, prior=(up - down) / (up + down))
+        inside = 1 - torch.finfo(s.prior.dtype).eps  # exponentiated gradients of p = (1 + v) / 2, without overflow
+        return replace(s, prior=torch.tanh(torch.atanh(s.prior.clamp(-inside, inside)) + self.rate * delta))
 
     def move(self, s: BanditsState) -> BanditsState:
         way = s.threat.steepest(self._spread_out(s, s.prior))

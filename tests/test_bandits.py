@@ -55,6 +55,16 @@ def test_two_steps_are_those_of_the_paper(norm: Norm, eps: float, step: float) -
         torch.testing.assert_close(states[2 * turn + 2].here, here, atol=1e-6, rtol=0)
 
 
+def test_large_logits_overflow_nothing() -> None:
+    """Logits ten thousand times as large: v stays within [-1, 1], and finds back from the edge."""
+    model, x, y = double_task((2, 5, 4))
+    states = rounds_of(Bandits(), lambda z: 1e4 * model(z), x, y, ThreatModel("linf", 0.02), 40)
+    priors = torch.stack([state.prior for state in states])
+    assert priors.isfinite().all()
+    assert priors.abs().max() <= 1
+    assert ((priors[1:] * priors[:-1]) < -0.5).any()
+
+
 def test_the_iterate_is_asked_after_a_miss() -> None:
     """A probe that is misclassified makes the next query the iterate; rows without one go on probing."""
     model, x, y = double_task((2, 5, 4))
