@@ -135,7 +135,7 @@ def noise(x: Tensor, rng: ExampleRng, tries: Tensor) -> Tensor:
     """
     height, width = x.shape[2:]
     fine = rng.uniform(x.shape[1:], "start", tries, x.device).to(x)
-    grain = 1 + torch.where(tries > 0, rng.below(torch.full_like(tries, max(height, width) // 2), "grain", tries), 0)
+    grain = 1 + torch.where(tries > 0, rng.below(torch.full_like(tries, max(2, height, width) // 2), "grain", tries), 0)
     rows = torch.arange(height, device=x.device)[None] // grain[:, None] * grain[:, None]  # (B, H): corners of cells
     columns = torch.arange(width, device=x.device)[None] // grain[:, None] * grain[:, None]
     batch = torch.arange(len(x), device=x.device)[:, None, None]
