@@ -6,7 +6,7 @@ from robustgen.attacks.base import Attack, MinimumNorm
 from robustgen.attacks.ddn import DDN
 from robustgen.attacks.fab import FABT
 from robustgen.attacks.fmn import FMN, FMNT
-from robustgen.attacks.plans import Entry, Near, Plan, Rung, attack_of
+from robustgen.attacks.plans import Entry, Few, Near, Plan, Rung, attack_of
 from robustgen.attacks.sigma_zero import SigmaZero
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import ATTACKS, register_plan
@@ -78,7 +78,7 @@ def _check_attack(attack: Attack, entry: Entry, threat: ThreatModel, norm_known:
                 f"{'--attacks hopskipjump' if threat.norm == 'linf' else '--attacks square'}, or another norm."
             )
         return
-    if not isinstance(attack, MinimumNorm) or isinstance(entry, Near | Rung):
+    if not isinstance(attack, MinimumNorm) or isinstance(entry, Near | Few | Rung):
         raise SpecError(
             f"attack '{name}' needs an eps, and threat {threat} has none; type --plan nearest or --attacks fmn, or "
             "drop --report distance and give the threat an eps such as l2:0.5."

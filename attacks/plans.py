@@ -24,8 +24,8 @@ from robustgen.registry import ATTACKS, PLANS, register_plan
 from robustgen.threat import ThreatModel
 
 __all__ = [
-    "Entry", "Limited", "Near", "Plan", "Rung", "attack_of", "build_attack", "describe", "parameters", "parse_attack",
-    "parse_plan",
+    "Entry", "Few", "Limited", "Near", "Plan", "Rung", "attack_of", "build_attack", "describe", "parameters",
+    "parse_attack", "parse_plan",
 ]  # fmt: skip
 
 
@@ -40,6 +40,19 @@ class Near:
 
     attack: Attack
     within: float
+
+
+@dataclass(frozen=True, slots=True)
+class Few:
+    """An attack for what is left where few are: on networks that lose most examples, margins fall late.
+
+    Attributes:
+        attack: what is run.
+        most: at most this share of the examples classified right may be left by the attacks before it.
+    """
+
+    attack: Attack
+    most: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +81,13 @@ class Limited:
     queries: int
 
 
-Entry = Attack | Near | Rung | Limited
+Entry = Attack | Near | Few | Rung | Limited
 """What a plan lists."""
 
 
 def attack_of(entry: Entry) -> Attack:
     """The attack without its condition, its crossing or its budget."""
-    return entry.attack if isinstance(entry, Near | Rung | Limited) else entry
+    return entry.attack if isinstance(entry, Near | Few | Rung | Limited) else entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +138,7 @@ class Plan:
 
     def for_all_examples(self) -> Plan:
         """The same plan without what only some examples see: its conditional attacks, budgets and escalation."""
-        kept = tuple(e.attack if isinstance(e, Limited) else e for e in self.attacks if not isinstance(e, Near))
+        kept = tuple(e.attack if isinstance(e, Limited) else e for e in self.attacks if not isinstance(e, Near | Few))
         return replace(self, attacks=kept, escalation=(), growth=())
 
     def for_deterministic(self) -> Plan:
@@ -150,6 +163,7 @@ class Plan:
 
 
 PlanMaker = Callable[[ThreatModel], Plan]
+_FEW = 0.4  # of those classified right: a robust network keeps more, one without a defence less
 
 
 def _autoattack(threat: ThreatModel) -> tuple[Attack, ...]:
@@ -189,8 +203,8 @@ def rapid(threat: ThreatModel) -> Plan:
     """The figure of `standard` at a fiftieth of AutoAttack's time; goes on to `standard` where gradients may lie.
 
     Cross-entropy first, then the margin to each of the nine nearest classes, where a restart is given up as soon as it
-    would not arrive at its pace, then walks along the boundary, other losses and more steps for what came near; last, a
-    probe without gradients.
+    would not arrive at its pace, then walks along the boundary, other losses and more steps for what came near; where
+    few are left, more steps for all of them; last, a probe without gradients.
     """
     attacks = (
         APGDCE(steps=20, patience=8),
@@ -199,9 +213,10 @@ def rapid(threat: ThreatModel) -> Plan:
         Near(FMNT(steps=30, restarts=3), within=0.35),
         Near(APGDT(restarts=5, patience=22), within=0.2),
         Near(APGDCE(restarts=2, loss=ProbabilityMargin(), patience=12), within=0.2),
+        Few(APGDT(steps=60, loss=TargetedMargin(), patience=22), most=_FEW),
         Square(steps=20),
     )
-    return Plan("rapid", 1, attacks, escalation=_autoattack(threat))
+    return Plan("rapid", 2, attacks, escalation=_autoattack(threat))
 
 
 @register_plan("strong")
@@ -216,9 +231,11 @@ def strong(_threat: ThreatModel) -> Plan:
         Near(APGDT(restarts=5, patience=22), within=0.25),
         Near(APGDCE(restarts=2, loss=ProbabilityMargin(), patience=20), within=0.2),
         Near(Square(steps=300), within=0.1),
+        Few(APGDT(steps=60, loss=TargetedMargin(), patience=22), most=_FEW),
+        Few(FMNT(steps=60, restarts=5), most=_FEW),
         Square(steps=50),
     )
-    return Plan("strong", 1, attacks)
+    return Plan("strong", 2, attacks)
 
 
 def describe(attack: Entry, classes: int) -> str:
@@ -228,6 +245,8 @@ def describe(attack: Entry, classes: int) -> str:
         return f"{describe(attack.attack, classes)}{how}" + (", from the nearest points" if attack.warm else "")
     if isinstance(attack, Near):
         return f"{describe(attack.attack, classes)} where the margin fell below {attack.within:g} of the clean one"
+    if isinstance(attack, Few):
+        return f"{describe(attack.attack, classes)} where at most {attack.most:g} of those classified right are left"
     if isinstance(attack, Limited):
         return f"{describe(attack.attack, classes)} within {attack.queries} queries"
     held = {f: getattr(attack, f.name) for f in fields(attack)}  # type: ignore[arg-type]

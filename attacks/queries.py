@@ -11,7 +11,7 @@ from robustgen.attacks.decision import DecisionBased
 from robustgen.attacks.estimates import Estimated
 from robustgen.attacks.hopskipjump import HopSkipJump
 from robustgen.attacks.nes import NES
-from robustgen.attacks.plans import Near, Plan, Rung
+from robustgen.attacks.plans import Few, Near, Plan, Rung
 from robustgen.attacks.simba import SimBA, SimBADCT
 from robustgen.attacks.spsa import SPSA
 from robustgen.attacks.square import Square
@@ -44,7 +44,7 @@ def limit(plan: Plan, budget: int) -> Plan:
             more than answers.
     """
     check_value("--queries", budget, WHOLE)
-    if plan.escalation or plan.growth or plan.eot > 1 or any(isinstance(a, Near | Rung) for a in plan.attacks):
+    if plan.escalation or plan.growth or plan.eot > 1 or any(isinstance(a, Near | Few | Rung) for a in plan.attacks):
         raise SpecError(
             f"--queries holds attacks that see answers only to a budget, and plan {plan.name} does more; type --plan "
             "queries or --attacks square,hopskipjump."

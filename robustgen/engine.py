@@ -13,8 +13,8 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -70,6 +70,16 @@ class Outcome:
     missed: bool = False
     error: str | None = None
     nearest: Tensor | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it, without id and images; null stands for an infinite margin."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("id", "x_adv", "nearest")}
+        return {**values, "x_adv": None, "margin": self.margin if math.isfinite(self.margin) else None}
+
+    @classmethod
+    def from_json(cls, id_: int, held: dict[str, Any]) -> Self:
+        """Back, without images."""
+        return cls(id_, **{**held, "margin": math.inf if held["margin"] is None else held["margin"]})
 
 
 class _Entry(NamedTuple):

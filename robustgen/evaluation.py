@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -181,7 +180,7 @@ class _Run:
         right = prediction == label
         if right and target != label:
             aim = {} if target is None else {"target": target}
-            self.journal.step("clean", id_, {"label": label, "margin": _json(gap), **aim})
+            self.journal.step("clean", id_, {"label": label, "margin": gap if math.isfinite(gap) else None, **aim})
             return True
         error = "the model's output on the clean image is not finite" if prediction < 0 else None
         self.journal.add(self._example(id_, prediction, None, error), None)
@@ -193,17 +192,20 @@ class _Run:
         self.standing = [id_ for id_ in self.standing if id_ in seen]
         self.labels |= {id_: seen[id_]["label"] for id_ in self.standing}
         self.targets |= {id_: seen[id_]["target"] for id_ in self.standing if "target" in seen[id_]}
-        self.clean_margin = {id_: _number(seen[id_]["margin"]) for id_ in self.standing}
+        margins = {id_: seen[id_]["margin"] for id_ in self.standing}
+        self.clean_margin = {id_: math.inf if gap is None else gap for id_, gap in margins.items()}
         self.margin = dict(self.clean_margin)
         self.standing.sort(key=lambda id_: (self.clean_margin[id_], id_))
 
     def attack(self, stage: Stage) -> None:
         """Run one attack on what is standing; the broken are filed at once."""
         begun, seen = time.perf_counter(), self.journal.passed.get(stage.label, {})
+        if stage.most is not None and self._left_before(stage) > stage.most:
+            return
         due = [id_ for id_ in self.standing if self._is_near(id_, stage)]
         for id_ in due:
             if id_ in seen:
-                self._left(stage, engine.Outcome(id_, **{**seen[id_], "margin": _number(seen[id_]["margin"])}))
+                self._left(stage, engine.Outcome.from_json(id_, seen[id_]))
         todo = [id_ for id_ in due if id_ not in seen]
         if not todo:
             return
@@ -227,7 +229,7 @@ class _Run:
             else:
                 witness = None if again and not self.slots else outcome.x_adv
                 near, slot = outcome.nearest if nearer else None, self.slots.get(stage.label, 0)
-                self.journal.step(stage.label, outcome.id, _plain(outcome), witness, near, slot=slot)
+                self.journal.step(stage.label, outcome.id, outcome.to_json(), witness, near, slot=slot)
             self.progress.advance(settled, f"{len(broken)} broken")
 
         engine.run(
@@ -287,15 +289,26 @@ class _Run:
     def _is_near(self, id_: int, stage: Stage) -> bool:
         return stage.within is None or self.margin[id_] < stage.within * self.clean_margin[id_]
 
+    def _left_before(self, stage: Stage) -> float:
+        """The share of the examples classified right that no attack before this one has broken, of all ranks."""
+        _, left, right = self._count(self.job.after(stage))
+        return left / max(1, right)
+
+    def _count(self, stages: Sequence[Stage]) -> tuple[int, ...]:
+        """Before these stages, on all ranks: examples broken without gradients, those left, those classified right."""
+        mine = [e for id_, e in self.journal.done.items() if self.ranks.first or id_ not in self.before]
+        later = {stage.label for stage in stages}  # what they broke stood when this was asked first
+        won = sum(broken_without_gradients(e) for e in mine if e.broken_by not in later)
+        left = sum(e.robust or e.broken_by in later for e in mine)
+        right = sum(e.clean_prediction == e.label for e in mine)
+        counts = self.ranks.gather((won, len(self.standing) + left, len(self.standing) + right))
+        return tuple(sum(column) for column in zip(*counts, strict=True))
+
     def escalate(self) -> None:
         """Where a flag says that gradients may lie, run what the plan keeps for that case."""
         self.flags = set(self.health.flags)
-        mine = [e for id_, e in self.journal.done.items() if self.ranks.first or id_ not in self.before]
-        later = {stage.label for stage in self.job.escalation}  # what they broke stood when this was asked first
-        won = sum(broken_without_gradients(e) for e in mine if e.broken_by not in later)
-        left = sum(e.robust or e.broken_by in later for e in mine)
-        counts = self.ranks.gather((won, len(self.standing) + left))
-        if black_box_wins(*(sum(column) for column in zip(*counts, strict=True))):
+        won, left, _ = self._count(self.job.escalation)
+        if black_box_wins(won, left):
             self.flags.add("black-box-wins")
         reasons = sorted(name for name in self.flags if FLAGS[name].escalates)
         if not reasons or not self.job.escalation:
@@ -349,21 +362,6 @@ class _Run:
     def _clock(self, label: str, begun: float) -> None:
         held = self.journal.seconds
         held[label] = held.get(label, 0.0) + time.perf_counter() - begun
-
-
-def _plain(outcome: engine.Outcome) -> dict[str, Any]:
-    """An outcome as JSON holds it, without id and image."""
-    values = {f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name not in ("id", "x_adv", "nearest")}
-    return {**values, "x_adv": None, "margin": _json(outcome.margin)}
-
-
-def _json(number: float) -> float | None:
-    """JSON has no infinity: null stands for it."""
-    return number if math.isfinite(number) else None
-
-
-def _number(value: float | None) -> float:
-    return math.inf if value is None else value
 
 
 def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:

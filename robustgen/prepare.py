@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustgen.adversarials import Adversarials
 from robustgen.attacks.base import Attack
 from robustgen.attacks.nearest import check_goal, goal_threats
-from robustgen.attacks.plans import Entry, Limited, Near, Plan, Rung, attack_of, parse_plan
+from robustgen.attacks.plans import Entry, Few, Limited, Near, Plan, Rung, attack_of, parse_plan
 from robustgen.attacks.queries import limit, needs_float32
 from robustgen.attacks.replay import Replay
 from robustgen.cards import Card, bundled_cards
@@ -74,6 +74,7 @@ class Stage:
     attack: Attack
     threat: ThreatModel
     within: float | None = None  # only examples whose margin earlier attacks brought below this share of the clean one
+    most: float | None = None  # only where at most this share of the examples classified right is left
     rung: Rung | None = None  # how its gradient crosses a purifier
     queries: int | None = None  # budget of an example
 
@@ -105,6 +106,10 @@ class Job:
     flags: tuple[str, ...]
     notes: tuple[str, ...]
     asides: tuple[str, ...] = ()  # for the user, not for the record
+
+    def after(self, stage: Stage) -> tuple[Stage, ...]:
+        """An attack of the plan and all that can come after it."""
+        return (*self.stages[self.stages.index(stage) :], *self.growth, *self.escalation)
 
 
 def prepare(
@@ -281,6 +286,8 @@ def _stage(label: str, entry: Entry, threat: ThreatModel) -> Stage:
         return Stage(label, entry.attack, threat, queries=entry.queries)
     if isinstance(entry, Near):
         return Stage(label, entry.attack, threat, within=entry.within)
+    if isinstance(entry, Few):
+        return Stage(label, entry.attack, threat, most=entry.most)
     return Stage(label, entry.attack, threat, rung=entry) if isinstance(entry, Rung) else Stage(label, entry, threat)
 
 
