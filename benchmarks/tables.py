@@ -20,6 +20,13 @@ def load_result(name: str) -> dict[str, Any]:
 
 
 def source(result: dict[str, Any]) -> str:
-    """Command, date and machine."""
+    """Command, date and machine; where rows were measured on several days, which of them when and where."""
+    rows: dict[str, list[str]] = {}
+    for row in result.get("rows", ()):
+        if "measured" in row:
+            rows.setdefault(row["measured"], []).append(f"{row['classifier']}, {row['threat']}")
     machine = result["environment"]
-    return f"`{result['command']}`, {result['date']}, {machine['processor']}, {machine['threads']} threads"
+    whole = f"{result['date']}, {machine['processor']}, {machine['threads']} threads"
+    if len(rows) > 1:
+        whole = "; ".join(f"{when} ({', '.join(dict.fromkeys(which))})" for when, which in rows.items())
+    return f"`{result['command']}`, {whole}"

@@ -23,7 +23,7 @@ from typing import Any
 import robustgen
 from robustgen.benchmarks.harness import RESULTS, in_fresh_process, reference_verdicts, store
 from robustgen.cards import Card, bundled_cards
-from robustgen.environment import tune_process
+from robustgen.environment import describe_environment, tune_process
 from robustgen.record import ExampleRecord, RunRecord
 from robustgen.runs import read_examples
 from robustgen.spec import compact_ids
@@ -116,7 +116,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             side.run(options, beyond)
     total = sum(seconds)
     plans = {side.plan: side.summary(reference, compared, total) for side in sides}
+    machine = describe_environment()
+    day = datetime.now(UTC).date().isoformat()
     return {
+        "measured": f"{day}, {machine['processor']}, {machine['threads']} threads",
         "classifier": Card.load(Path(options.classifier)).name if "/" in options.classifier else options.classifier,
         "weights_sha256": classifier.weights_sha256,
         "data": options.data, "threat": options.threat, "precision": options.precision,
