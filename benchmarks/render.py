@@ -27,7 +27,7 @@ from robustgen.benchmarks.render_reproduced import reproduced_blocks
 from robustgen.benchmarks.render_why import why_dimension, why_gradients, why_networks, why_surface, why_transfer
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 from robustgen.cards import bundled_cards
-from robustgen.health import FLAGS
+from robustgen.flags import FLAGS
 from robustgen.spec import expand_ids
 from robustgen.statistics import proportion
 
