@@ -125,9 +125,8 @@ class PublishedFile:
     entries: tuple[PublishedEntry, ...]
 
     def __post_init__(self) -> None:
-        check_fields(self, "", dict.fromkeys(("source", "commit", "licence"), TEXT) | {"data": FILE_NAME})
-        if not isinstance(self.date, str) or not re.fullmatch(r"\d{4}-\d\d-\d\d", self.date):
-            raise SpecError(f"date must read like 2025-03-31, got {self.date!r}.")
+        texts = dict.fromkeys(("source", "commit", "licence"), TEXT)
+        check_fields(self, "", texts | {"data": FILE_NAME, "date": DAY})
         norms = {board.threat.partition(":")[0] for board in self.boards}
         seen: set[tuple[str, str]] = set()
         for entry in self.entries:
