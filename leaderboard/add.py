@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ from robustgen.distances import refuse_distances
 from robustgen.durable import disk_errors, replace, write_json
 from robustgen.errors import RecordError, SpecError
 from robustgen.fields import FILE_NAME, check_value
-from robustgen.leaderboard.entries import Claimed, Cost, EntryCard, command_of, read_entry, request_of
+from robustgen.leaderboard.entries import Claimed, Cost, Entry, EntryCard, command_of, request_of
+from robustgen.leaderboard.pictures import Picture, pack_pixels
 from robustgen.prepare import Request, prepare
 from robustgen.record import RunRecord
-from robustgen.runs import read_examples
+from robustgen.runs import open_run, read_examples
 from robustgen.spec import RunSpec, compact_ids
-from robustgen.statistics import share_interval
 from robustgen.targets import refuse_goal
 from robustgen.verify import verify_run
+from robustgen.witnesses import read_witnesses
 
 __all__ = ["add_run", "card_of_run"]
+
+_SHOWN = 6  # broken examples whose images a card keeps
+_WIDEST = 64  # pixels along a side of them
 
 
 def add_run(
@@ -44,6 +49,7 @@ def add_run(
             record cannot make again, or that is filed already.
     """
     card, record = card_of_run(run, name=name, claimed=claimed, data_dir=data_dir, device=device)
+    Entry(card, json.loads(record), record).check()
     path = folder / f"{card.name}.json"
     if path.exists():
         raise SpecError(f"{path} is there already; remove it, or give the new card another --name.")
@@ -51,7 +57,6 @@ def add_run(
         (folder / "records").mkdir(parents=True, exist_ok=True)
         replace(folder / "records" / path.name, record)
         write_json(path, card.to_json())
-    read_entry(path)
     return path
 
 
@@ -71,7 +76,6 @@ def card_of_run(
     classifier = _remade(run, spec, data_dir, device)
     examples = read_examples(run)
     content = (run / "record.json").read_bytes()
-    right, robust = sum(e.clean_prediction == e.label for e in examples), sum(e.robust for e in examples)
     card = EntryCard(
         name=name or _name(spec),
         title=classifier.title,
@@ -83,8 +87,8 @@ def card_of_run(
         identity=record.identity,
         record_sha256=hashlib.sha256(content).hexdigest(),
         n=record.n,
-        clean_accuracy=share_interval(right / record.n, record.n),
-        robust_accuracy=share_interval(robust / record.n, record.n),
+        clean_accuracy=record.clean_accuracy,
+        robust_accuracy=record.robust_accuracy,
         right=compact_ids(sorted(e.id for e in examples if e.clean_prediction == e.label)),
         robust=compact_ids(sorted(e.id for e in examples if e.robust)),
         flags=record.flags,
@@ -93,8 +97,33 @@ def card_of_run(
         cost=Cost(forwards=record.forwards, backwards=record.backwards, seconds=record.seconds),
         command=command_of(spec),
         claimed=claimed or _claim_of(classifier, spec),
+        pictures=_pictures(run, data_dir),
     )
     return card, content
+
+
+def _pictures(run: Path, data_dir: Path | None) -> tuple[Picture, ...]:
+    """The first broken examples of a run, where its images are grey or RGB and small enough to show."""
+    opened = open_run(run, data_dir)
+    channels, height, width = opened.dataset.shape
+    broken = [id_ for id_ in sorted(opened.ids) if opened.examples[id_].broken_by not in (None, "clean")][:_SHOWN]
+    if channels not in (1, 3) or max(height, width) > _WIDEST or not broken:
+        return ()
+    witnesses = {id_: image for id_, image in read_witnesses(run) if id_ in broken}
+    names = opened.dataset.class_names
+    x, _ = opened.dataset.batch(broken)
+    return tuple(
+        Picture(
+            id=id_, label=_class_name(names, opened.examples[id_].label),
+            prediction=_class_name(names, opened.examples[id_].prediction), shape=(channels, height, width),
+            clean=pack_pixels(image.numpy()), adversarial=pack_pixels(witnesses[id_].numpy()),
+        )
+        for id_, image in zip(broken, x, strict=True)
+    )  # fmt: skip
+
+
+def _class_name(names: Sequence[str], label: int | None) -> str:
+    return str(label) if label is None or label >= len(names) else names[label]
 
 
 def _remade(run: Path, spec: RunSpec, data_dir: Path | None, device: str) -> Card:

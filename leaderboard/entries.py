@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from robustgen.eps import same_threat
 from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.fields import FILE_NAME, NOT_NEGATIVE, TEXT, WHOLE, Rule, check_fields, each, read_section, text
+from robustgen.leaderboard.pictures import MOST, Picture
 from robustgen.leaderboard.published import DAY
 from robustgen.leaderboard.strict import read_object, read_with
 from robustgen.spec import RunSpec, expand_ids
@@ -29,6 +31,7 @@ ENTRIES = Path(__file__).resolve().parent / "entries"
 
 _MOST = 1_000_000  # examples; ids are not expanded beyond that
 _ROUNDING = 1e-9
+_COUNTS = ("broken", "forwards", "backwards")
 _FROM_RECORD = ("spec", "identity", "n", "clean_accuracy", "robust_accuracy", "flags", "notes", "environment")
 
 
@@ -55,7 +58,7 @@ class Claimed:
     source: str
 
     def __post_init__(self) -> None:
-        rules = {"value": _FRACTION, "n": WHOLE, "protocol": TEXT, "source": TEXT}
+        rules = {"value": _FRACTION, "n": WHOLE, "protocol": _LINE, "source": _LINE}
         check_fields(self, "claimed", {f"claimed.{name}": rule for name, rule in rules.items()})
 
 
@@ -76,6 +79,7 @@ class EntryCard:
         cost: of the run.
         command: runs it again.
         claimed: what was said of it before, or None.
+        pictures: some of the examples that were broken.
 
     Raises:
         SpecError: a field is of another kind than said here, or two of them contradict each other.
@@ -101,10 +105,15 @@ class EntryCard:
     cost: Cost
     command: str
     claimed: Claimed | None = None
+    pictures: tuple[Picture, ...] = ()
     schema: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self, "", _RULES)
+        for name, value in self.spec.to_json().items():
+            if not (_printable(value) or type(value) is int):
+                raise SpecError(f"spec.{name} must be a text without control characters or a number, got {value!r}.")
+        same_threat(self.spec.threat, self.spec.threat)  # whose eps have to be numbers
         if self.spec.identity() != self.identity:
             raise SpecError(f"identity is {self.identity[:12]}, the spec hashes to {self.spec.identity()[:12]}.")
         if self.spec.goal != "untargeted":
@@ -130,6 +139,9 @@ class EntryCard:
         if not robust <= right <= examples:
             stray = min((robust - right) | (right - examples))
             raise SpecError(f"example {stray} is robust but not right, or not one of the run's.")
+        shown = {picture.id for picture in self.pictures}
+        if len(self.pictures) > MOST or len(shown) < len(self.pictures) or not shown <= right - robust:
+            raise SpecError(f"pictures must be of at most {MOST} different examples that were broken.")
 
     def to_json(self) -> dict[str, Any]:
         """What the file holds."""
@@ -151,6 +163,10 @@ class EntryCard:
         ):
             if name in made and not (name == "claimed" and made[name] is None):
                 made[name] = _section(kind, name, made[name])
+        if "pictures" in made:
+            if not isinstance(made["pictures"], list):
+                raise SpecError(f"pictures must be a list, got {made['pictures']!r}.")
+            made["pictures"] = tuple(_section(Picture, "pictures", picture) for picture in made["pictures"])
         if "spec" in made:
             try:
                 made["spec"] = RunSpec.from_json(made["spec"], "spec")
@@ -161,10 +177,35 @@ class EntryCard:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A card with the record that it was made from."""
+    """A card with the record that it was made from, read and as the bytes of its file."""
 
     card: EntryCard
     record: dict[str, Any]
+    content: bytes
+
+    def check(self) -> None:
+        """Refuse a card that does not say what its record says.
+
+        Raises:
+            SpecError: the first field that differs is named.
+        """
+        said = self.card.to_json()
+        for name in _FROM_RECORD:
+            mine = list(said[name]) if isinstance(said[name], tuple) else said[name]
+            if mine != self.record.get(name):
+                raise SpecError(f"{name} is not what its record says, {str(self.record.get(name))[:60]}.")
+        for name in ("forwards", "backwards"):
+            if self.record.get(name) != said["cost"][name]:
+                raise SpecError(f"cost.{name} is not what its record says, {self.record.get(name)}.")
+        for attack in self.attacks:
+            if not isinstance(attack.get("name"), str) or any(type(attack.get(key)) is not int for key in _COUNTS):
+                raise SpecError(f"its record's attacks need a name and whole numbers of {', '.join(_COUNTS)}.")
+
+    @property
+    def attacks(self) -> list[dict[str, Any]]:
+        """What each attack broke and spent, in the order in which they ran."""
+        held = self.record.get("attacks")
+        return [attack for attack in held if isinstance(attack, dict)] if isinstance(held, list) else []
 
 
 def load_entries(folder: Path | None = None) -> tuple[Entry, ...]:
@@ -196,18 +237,16 @@ def read_entry(path: Path) -> Entry:
         raise SpecError(f"{path}: the card is called '{card.name}'; it belongs in {card.name}.json.")
     stored = path.parent / "records" / path.name
     record = read_object(stored)
-    found = hashlib.sha256(stored.read_bytes()).hexdigest()
+    content = stored.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
     if found != card.record_sha256:
         raise SpecError(f"{path}: {stored} has sha256 {found[:12]}, the card says {card.record_sha256[:12]}.")
-    said = card.to_json()
-    for name in _FROM_RECORD:
-        mine = list(said[name]) if isinstance(said[name], tuple) else said[name]
-        if mine != record.get(name):
-            raise SpecError(f"{path}: {name} is not what its record says, {str(record.get(name))[:60]}.")
-    for name in ("forwards", "backwards"):
-        if record.get(name) != said["cost"][name]:
-            raise SpecError(f"{path}: cost.{name} is not what its record says, {record.get(name)}.")
-    return Entry(card, record)
+    entry = Entry(card, record, content)
+    try:
+        entry.check()
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
+    return entry
 
 
 def request_of(spec: RunSpec) -> dict[str, Any]:
@@ -269,25 +308,31 @@ def _plain_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _printable(value: Any) -> bool:
+    """A text without control characters, which would act on a terminal."""
+    return text(value) and value.isprintable()
+
+
 _FRACTION: Rule = (
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1,
     "a fraction of 1 (0.85 for 85 %)",
 )
 _HASH: Rule = (_matches("[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
+_LINE: Rule = (_printable, "a text that is not empty, without control characters")
 _RULES: dict[str, Rule] = {
     "name": FILE_NAME,
-    "title": TEXT,
-    "architecture": TEXT,
-    "licence": TEXT,
-    "source": TEXT,
+    "title": _LINE,
+    "architecture": _LINE,
+    "licence": _LINE,
+    "source": _LINE,
     "date": DAY,
     "identity": _HASH,
     "record_sha256": _HASH,
     "n": WHOLE,
     "right": (_plain_text, "ids such as 0-3,7"),
     "robust": (_plain_text, "ids such as 0-3,7"),
-    "flags": (each(text), "a list of texts"),
-    "notes": (each(text), "a list of texts"),
+    "flags": (each(_printable), "a list of texts without control characters"),
+    "notes": (each(_printable), "a list of texts without control characters"),
     "environment": (lambda value: isinstance(value, dict), "an object"),
     "command": TEXT,
     "schema": (lambda value: value == 1 and value is not True, "1, which this version reads"),

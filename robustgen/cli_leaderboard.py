@@ -119,6 +119,25 @@ def claims_command(
     print(show_claims(claims_of(held, asked, published=origin is not False, ours=origin is not True), format_))
 
 
+@leaderboard_app.command("build")
+def build_command(
+    out: Annotated[Path, typer.Argument(help="Folder for the pages; open its index.html, no server needed.")],
+    entries: Entries = None,
+) -> None:
+    """Write the boards as a static site: sort, filter, search, link, plot, and a page of each entry of ours.
+
+    Example -
+
+      robustgen leaderboard build site
+    """
+    from robustgen.leaderboard.build import build_site
+    from robustgen.leaderboard.entries import load_entries
+
+    written = build_site(out, load_entries(entries))
+    size = sum(path.stat().st_size for path in written)
+    print(f"{out / 'index.html'}: {len(written)} files, {size / 1e6:.2f} MB")
+
+
 @leaderboard_app.command("add")
 def add_command(
     run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` left.")],
