@@ -9,7 +9,7 @@ from typing import Any
 
 from robustgen.leaderboard.boards import Board, board_names, make_board
 from robustgen.leaderboard.entries import Entry
-from robustgen.leaderboard.table import points
+from robustgen.leaderboard.table import plain_markdown, points
 from robustgen.tables import aligned, csv_table, latex_table, markdown_table
 
 __all__ = ["Claim", "board_claims", "claims_of", "over_a_point", "show_claims"]
@@ -96,5 +96,6 @@ def show_claims(claims: Sequence[Claim], format_: str) -> str:
     if format_ == "latex":
         return latex_table(_TITLES, rows)
     count = f"{over_a_point(claims)} of {len(claims)} claims lie more than one point above what was measured."
-    table = markdown_table(_TITLES, rows) if format_ == "md" else "\n".join(aligned([_TITLES, *rows], left=2))
+    escaped = [[plain_markdown(cell) for cell in row] for row in rows]
+    table = markdown_table(_TITLES, escaped) if format_ == "md" else "\n".join(aligned([_TITLES, *rows], left=2))
     return f"{table}\n\n{count}"

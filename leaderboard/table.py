@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,10 @@ from robustgen.leaderboard.boards import Board, Row
 from robustgen.statistics import Estimate
 from robustgen.tables import aligned, csv_table, latex_table, markdown_table
 
-__all__ = ["FORMATS", "Column", "board_json", "check_format", "columns_of", "print_table", "row_json", "show_board"]
+__all__ = [
+    "FORMATS", "Column", "board_json", "check_format", "columns_of", "plain_markdown", "points", "print_table",
+    "show_board",
+]  # fmt: skip
 
 FORMATS = ("rich", "md", "csv", "latex", "json")
 
@@ -79,7 +83,7 @@ def show_board(board: Board, format_: str) -> str:
     cells = [[column.cell(row) for column in columns] for row in board.rows]
     if format_ == "latex":
         return latex_table(titles, cells)
-    return f"{markdown_table(titles, cells)}\n\n{caption(board)}"
+    return f"{markdown_table(titles, [[plain_markdown(cell) for cell in row] for row in cells])}\n\n{caption(board)}"
 
 
 def print_table(board: Board) -> None:
@@ -134,6 +138,11 @@ def ranks(row: Row) -> str:
 def points(value: float | None) -> str:
     """A difference of accuracies in points, with its sign."""
     return "" if value is None else f"{100 * value:+.2f}"
+
+
+def plain_markdown(cell: str) -> str:
+    """A text of somebody else's for Markdown, where < would begin HTML."""
+    return html.escape(cell, quote=False)
 
 
 def _percent(value: float | None) -> str:

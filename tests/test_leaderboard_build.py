@@ -143,7 +143,8 @@ def hostile_entry() -> Entry:
     """A card whose every free text is an attack; what the card's own checks refuse is put in behind their back."""
     entry = next(entry for entry in load_entries() if entry.card.pictures)
     card = entry.card
-    spec = RunSpec(**{**dict.fromkeys(RunSpec.__dataclass_fields__, HOSTILE), "seed": 0, "ids": "0", "schema": 1})
+    plain = {"seed": 0, "ids": "0", "schema": 1, "threat": "linf:0.1"}
+    spec = RunSpec(**(dict.fromkeys(RunSpec.__dataclass_fields__, HOSTILE) | plain))
     texts = ("title", "architecture", "licence", "source", "date", "command", "identity", "record_sha256")
     claimed = {"value": 0.9, "n": 10, "protocol": HOSTILE, "source": HOSTILE}
     changes = {

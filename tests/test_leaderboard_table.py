@@ -15,8 +15,9 @@ import pytest
 
 from robustgen.cli import _run
 from robustgen.leaderboard.boards import Row, board_names, make_board, rank_rows
-from robustgen.leaderboard.claims import board_claims, claims_of, over_a_point
+from robustgen.leaderboard.claims import board_claims, claims_of, over_a_point, show_claims
 from robustgen.leaderboard.published import load_published
+from robustgen.leaderboard.table import show_board
 from robustgen.statistics import proportion, share_interval
 from tests.helpers import ROOT
 
@@ -168,6 +169,15 @@ def test_other_forms(capsys: pytest.CaptureFixture[str], format_: str, expected:
     assert 21 == len(places)
     assert [place.start() for place in places if place] == sorted(place.start() for place in places if place)
     assert None not in places
+
+
+def test_markdown_takes_no_html_from_names() -> None:
+    """A name that is HTML stays text in Markdown, on a board and on the wall of claims."""
+    row = a_row("x", 500, claimed=0.9, shown="<img src=x onerror=alert(1)>|", architecture="<b>")
+    board = replace(make_board("cifar10", "l2:0.5", ()), rows=(row,))
+    for text in (show_board(board, "md"), show_claims(board_claims(board), "md")):
+        assert "<" not in text
+        assert r"&lt;img src=x onerror=alert(1)&gt;\|" in text
 
 
 @pytest.mark.parametrize(("words", "message"), [

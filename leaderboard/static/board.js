@@ -52,9 +52,9 @@
 
   function values(entry) {
     if (!entry.values) {
-      entry.values = [...entry.row.cells].map((cell) => {
+      entry.values = [...entry.row.cells].map((cell, column) => {
         const text = cell.dataset.v ?? cell.textContent.trim();
-        const number = Number(text);
+        const number = heads[column].dataset.text === undefined ? Number(text) : Number.NaN; // 2019 and 2019-06 are texts
         return text === "" ? null : Number.isNaN(number) ? text.toLowerCase() : number;
       });
     }
