@@ -39,7 +39,7 @@ def _cards() -> dict[str, Any]:
 
 
 def _flags() -> dict[str, str]:
-    from robustgen.health import FLAGS
+    from robustgen.flags import FLAGS
 
     return {name: f"raised if {flag.raised_if}" for name, flag in FLAGS.items()}
 
@@ -188,7 +188,7 @@ def _classifier_details(name: str) -> str:
 
 
 def _flag_details(name: str) -> str:
-    from robustgen.health import FLAGS
+    from robustgen.flags import FLAGS
 
     flag = FLAGS[name]
     return _table(f"flag {name}", {"raised if": flag.raised_if, "why": flag.why, "what to do": flag.what_to_do})

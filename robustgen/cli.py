@@ -247,7 +247,15 @@ def show_command(
     print(catalog.details(name))
 
 
-from robustgen import cli_certify, cli_forge, cli_generator, cli_purify, cli_reproduce, cli_runs  # noqa: E402, F401 -- these register their commands
+from robustgen import (  # noqa: E402 -- these register their commands
+    cli_certify,  # noqa: F401
+    cli_forge,  # noqa: F401
+    cli_generator,  # noqa: F401
+    cli_leaderboard,  # noqa: F401
+    cli_purify,  # noqa: F401
+    cli_reproduce,  # noqa: F401
+    cli_runs,  # noqa: F401
+)
 
 # typer brings its own copy of click in some versions and imports click in others; BadParameter leads to the right one.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

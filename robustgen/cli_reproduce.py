@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["reproduce_command"]
 
 # experiments whose rows stand alone -> the module that has load_table, commands, run_row, measured, write and markdown
-_BY_ROWS = {name: f"robustgen.reproduce.{name}" for name in ("purification", "certification")}
+_BY_ROWS = {
+    **{name: f"robustgen.reproduce.{name}" for name in ("purification", "certification")},
+    "board": "robustgen.leaderboard.rerun",
+}
 
 
 @app.command("reproduce")
 def reproduce_command(
-    table: Annotated[str, typer.Argument(help="A name (robustgen list tables), purification, certification, or TOML.")],
-    scale: Annotated[str, typer.Option(help="laptop, paper, or a TOML file.")] = "laptop",
+    table: Annotated[
+        str, typer.Argument(help="A name (robustgen list tables), purification, certification, board, or TOML.")
+    ],
+    scale: Annotated[str, typer.Option(help="laptop, paper, or a TOML file; of board a folder of cards.")] = "laptop",
     out: Annotated[
         Path, typer.Option(help="Folder of all that is made; tables share what they have in common.")
     ] = Path("reproduced"),
@@ -48,6 +53,8 @@ def reproduce_command(
       robustgen reproduce purification
 
       robustgen reproduce certification --budget 2h
+
+      robustgen reproduce board
     """
     from robustgen.environment import tune_process
     from robustgen.fields import parse_duration

@@ -17,7 +17,8 @@ from robustgen.attacks.queries import counts_queries
 from robustgen.defended import crossed_by, has_generator
 from robustgen.distances import summarise_distances
 from robustgen.environment import describe_environment
-from robustgen.health import FLAGS, Health, black_box_wins, broken_without_gradients, inspect_classifier
+from robustgen.flags import FLAGS
+from robustgen.health import Health, black_box_wins, broken_without_gradients, inspect_classifier
 from robustgen.journal import Journal
 from robustgen.judge import Judge, clean_streams, strict_float32
 from robustgen.oracle import Oracle

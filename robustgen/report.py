@@ -9,7 +9,7 @@ from rich.table import Table
 
 from robustgen.distances import DistanceSummary
 from robustgen.errors import SpecError
-from robustgen.health import FLAGS
+from robustgen.flags import FLAGS
 from robustgen.queries import QuerySummary
 from robustgen.record import RunRecord, StochasticScore
 from robustgen.statistics import Estimate, examples_needed

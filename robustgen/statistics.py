@@ -17,6 +17,7 @@ __all__ = [
     "mcnemar",
     "mean_share",
     "proportion",
+    "share_interval",
     "worst_of",
 ]
 
@@ -86,10 +87,17 @@ def mean_share(shares: Sequence[float]) -> Estimate:
     n = len(shares)
     if not n or min(shares) < 0 or max(shares) > 1:
         raise SpecError("a mean of shares needs one or more numbers in [0, 1].")
-    p, z2 = sum(shares) / n, _Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(max(p * (1 - p), 0.0) / n + z2 / (4 * n * n))
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+    return share_interval(sum(shares) / n, n)
+
+
+def share_interval(share: float, n: int) -> Estimate:
+    """A share of n examples, known as a number only, with Wilson's interval; that of `proportion` where it is k / n."""
+    if not 0 <= share <= 1 or n < 1:
+        raise SpecError(f"a share lies in [0, 1] of one example or more, got {share:g} of {n}.")
+    z2 = _Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(max(share * (1 - share), 0.0) / n + z2 / (4 * n * n))
+    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def worst_of(right: int, draws: int, n: int) -> float:

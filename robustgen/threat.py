@@ -8,13 +8,13 @@ of [0, 1]: its norm says how far away an adversarial image is, which is what min
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
+from robustgen.eps import parse_eps
 from robustgen.errors import SpecError, unknown_name
 from robustgen.rng import ExampleRng
 
@@ -96,7 +96,7 @@ class ThreatModel:
             return cls.unbounded(cast(Norm, norm))
         if not colon or not eps:
             raise SpecError(f"threat: expected {norm}:EPS such as {_example(cast(Norm, norm))}, got '{text}'.")
-        return cls(cast(Norm, norm), _number(eps), eps)
+        return cls(cast(Norm, norm), parse_eps(eps), eps)
 
     @classmethod
     def parse_all(cls, text: str | ThreatModel, *, bare: bool = False) -> tuple[ThreatModel, ...]:
@@ -235,17 +235,6 @@ def _keep_pixels(x: Tensor, z: Tensor, count: float | Tensor) -> Tensor:
 def _length(z: Tensor, order: float) -> Tensor:
     """(B, 1, 1, 1) norm of each row of z (B, C, H, W), never zero."""
     return per_row(torch.linalg.vector_norm(z.flatten(1), ord=order, dim=1).clamp(min=_TINY), z)
-
-
-def _number(text: str) -> float:
-    """A decimal or a fraction of integers or decimals: "8/255", "0.5", "1e-2"."""
-    number = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-    if not re.fullmatch(rf"{number}(\s*/\s*{number})?", text):
-        raise SpecError(f"threat: eps must be a number such as 8/255 or 0.1, got '{text}'.")
-    above, _, below = text.partition("/")
-    if below and float(below) == 0:
-        raise SpecError(f"threat: eps divides by zero, got '{text}'.")
-    return float(above) / float(below or "1")
 
 
 def _project_l1_box(x: Tensor, z: Tensor, eps: float | Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustgen.health import FLAGS, Health, inspect_classifier
+from robustgen.flags import FLAGS
+from robustgen.health import Health, inspect_classifier
 from robustgen.threat import ThreatModel
 from tests.helpers import assert_global_rng_untouched, make_convnet, make_images, make_linear
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from robustgen.health import FLAGS
+from robustgen.flags import FLAGS
 from robustgen.record import AttackSummary, RunRecord
 from robustgen.report import flag_meaning, print_record, record_lines
 from robustgen.statistics import Estimate

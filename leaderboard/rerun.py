@@ -1,0 +1,150 @@
+"""`robustgen reproduce board`: run our own entries again, and compare every verdict with the one on the board."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from robustgen import durable
+from robustgen.errors import SpecError
+from robustgen.leaderboard.entries import Entry, EntryCard, load_entries, request_of
+from robustgen.progress import Progress
+from robustgen.record import ExampleRecord
+from robustgen.spec import RunSpec, expand_ids
+from robustgen.tables import markdown_table
+
+__all__ = ["BoardTable", "Rerun", "commands", "compared", "load_table", "markdown", "measured", "run_row", "write"]
+
+_SHOWN = 12  # ids named in one line
+
+
+@dataclass(frozen=True, slots=True)
+class BoardTable:
+    """The entries to run again."""
+
+    name: str
+    rows: tuple[EntryCard, ...]
+    gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rerun:
+    """An entry beside its new run.
+
+    Attributes:
+        name: of the entry.
+        n: examples.
+        stored, found: how many are robust on the board, and now.
+        only_stored, only_found: ids robust only on the board, only now.
+        clean: ids whose clean image is right in just one of the two.
+        spec: the fields that differ, one line each; empty for the same identity.
+        queries: forwards and backwards, on the board and now.
+        seconds: of the new run.
+    """
+
+    name: str
+    n: int
+    stored: int
+    found: int
+    only_stored: tuple[int, ...]
+    only_found: tuple[int, ...]
+    clean: tuple[int, ...]
+    spec: tuple[str, ...]
+    queries: tuple[int, int]
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """What differs, in one line; else "equal verdicts"."""
+        parts = [*(f"spec: {line[:80]}" for line in self.spec)]
+        named = {"robust only on the board": self.only_stored, "robust only now": self.only_found,
+                 "clean verdict differs": self.clean}  # fmt: skip
+        for what, ids in named.items():
+            if ids:
+                more = f" and {len(ids) - _SHOWN} others" if len(ids) > _SHOWN else ""
+                parts.append(f"{what}: {', '.join(map(str, ids[:_SHOWN]))}{more}")
+        return "; ".join(parts) or "equal verdicts"
+
+
+def load_table(scale: str) -> BoardTable:
+    """The entries that come with robustgen ("laptop"), or those of a folder of cards.
+
+    Raises:
+        SpecError, ArtifactError: no such folder, or a card is none; no entry at all.
+    """
+    if scale == "paper":
+        raise SpecError("board has one scale: every entry as its card says; drop --scale, or name a folder of cards.")
+    entries: tuple[Entry, ...] = load_entries(None if scale == "laptop" else Path(scale))
+    if not entries:
+        raise SpecError(f"{scale} holds no cards; make one with robustgen leaderboard add RUN --entries {scale}.")
+    return BoardTable("board", tuple(entry.card for entry in entries))
+
+
+def commands(table: BoardTable, out: Path) -> str:
+    """The rows as commands that can be typed one by one."""
+    lines = [f"{card.command} --out {out / 'board' / card.name}  # {card.cost.seconds:.0f} s" for card in table.rows]
+    return "\n".join(lines)
+
+
+def run_row(
+    table: BoardTable, card: EntryCard, out: Path, *, data_dir: Path | None, device: str, deadline: float | None,  # noqa: ARG001 -- as every experiment
+    progress: Progress,
+) -> Rerun:  # fmt: skip
+    """Run one entry as its card says, or go on with that, and compare."""
+    from robustgen.evaluation import run_job
+    from robustgen.prepare import Request, prepare
+    from robustgen.runs import read_examples
+
+    folder = out / "board" / card.name
+    job = prepare(Request(**request_of(card.spec), data_dir=data_dir), device=device, out=folder)
+    record = run_job(job, progress)
+    queries = record.forwards + record.backwards
+    return compared(card, job.spec, read_examples(folder), queries=queries, seconds=record.seconds)
+
+
+def compared(
+    card: EntryCard, spec: RunSpec, examples: Sequence[ExampleRecord], *, queries: int, seconds: float
+) -> Rerun:
+    """A card beside the examples of a new run."""
+    right, robust = set(expand_ids(card.right)), set(expand_ids(card.robust))
+    right_now = {e.id for e in examples if e.clean_prediction == e.label}
+    robust_now = {e.id for e in examples if e.robust}
+    return Rerun(
+        name=card.name, n=card.n, stored=len(robust), found=len(robust_now),
+        only_stored=tuple(sorted(robust - robust_now)), only_found=tuple(sorted(robust_now - robust)),
+        clean=tuple(sorted(right ^ right_now)), spec=tuple(card.spec.differences(spec)),
+        queries=(card.cost.forwards + card.cost.backwards, queries), seconds=seconds,
+    )  # fmt: skip
+
+
+def measured(table: BoardTable, found: Sequence[tuple[EntryCard, Rerun]]) -> dict[str, Any]:
+    """Everything that is shown, as plain values."""
+    done = {card.name: {**asdict(one), "verdict": one.verdict} for card, one in found}
+    rows = [done.get(card.name, {"name": card.name, "verdict": "not run yet"}) for card in table.rows]
+    equal = sum(row["verdict"] == "equal verdicts" for row in rows)
+    return {"name": table.name, "equal": equal, "entries": len(rows), "rows": rows}
+
+
+def markdown(held: dict[str, Any]) -> str:
+    """A line an entry, with what differs, and the count."""
+    lines = []
+    for row in held["rows"]:
+        cells = ["", "", "", ""]
+        if "stored" in row:
+            board, now = row["queries"]
+            cells = [f"{row['stored']} of {row['n']}", f"{row['found']} of {row['n']}", f"{board:,} / {now:,}",
+                     f"{row['seconds']:.1f}"]  # fmt: skip
+        lines.append([row["name"], *cells, row["verdict"]])
+    header = ("entry", "robust, board", "robust, now", "queries, board / now", "seconds", "verdict")
+    return (
+        f"{markdown_table(header, lines)}\n\n{held['equal']} of {held['entries']} entries come out with equal verdicts."
+    )
+
+
+def write(held: dict[str, Any], found: Sequence[tuple[EntryCard, Rerun]], out: Path) -> None:  # noqa: ARG001 -- as above
+    """OUT/board.json and OUT/board.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    durable.write_json(out / "board.json", held)
+    durable.replace(out / "board.md", (markdown(held) + "\n").encode())
