@@ -232,7 +232,7 @@
       const title = document.createElement("b");
       title.textContent = row.querySelector("th a").textContent;
       tip.append(title);
-      for (const line of row.dataset.tip.split("\n")) {
+      for (const line of row.dataset.figures.split("\n")) {
         const part = document.createElement("span");
         part.textContent = line;
         tip.append(part);
