@@ -34,6 +34,7 @@ DATA = {
     "fmnist-test-1k": "the first 1,000 test images of Fashion-MNIST, 1 x 28 x 28, 10 classes; comes with robustgen",
     "fashion-mnist": "Fashion-MNIST, 1 x 28 x 28, 10 classes, 60,000 training and 10,000 test images",
     "cifar10": "CIFAR-10, 3 x 32 x 32, 10 classes, 50,000 training and 10,000 test images",
+    "cifar100": "CIFAR-100, 3 x 32 x 32, 100 classes, 50,000 training and 10,000 test images",
     "folder:PATH": "your own images of one size, one sub-folder a class",
     "npz:PATH": "your own NumPy file with image (N, H, W, C) uint8 and label (N,)",
 }
@@ -51,6 +52,7 @@ _FASHION = (
     "Ankle boot",
 )
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
 _EMBEDDED = Path(__file__).resolve().parent / "zoo" / "data" / "fmnist-test-1k.npz"
 
 
@@ -126,8 +128,8 @@ def load_data(spec: str | tuple[Tensor, Tensor], *, data_dir: Path | None = None
     root = data_dir or Path(os.environ.get("ROBUSTGEN_DATA") or "~/.cache/robustgen/data")
     if spec == "fashion-mnist":
         return _fashion_mnist(root.expanduser(), split)
-    if spec == "cifar10":
-        return _cifar10(root.expanduser(), split)
+    if spec in _CIFAR:
+        return _cifar(spec, root.expanduser(), split)
     raise unknown_name("data", spec, DATA, hint="See `robustgen list data`.")
 
 
@@ -276,19 +278,21 @@ def _fashion_mnist(root: Path, split: Split) -> Dataset:
     return _from_arrays(_part("fashion-mnist", split), images[..., None], labels, _FASHION)
 
 
-def _cifar10(root: Path, split: Split) -> Dataset:
-    name, path = _part("cifar10", split), root / "cifar10" / f"{split}.npz"
+def _cifar(spec: str, root: Path, split: Split) -> Dataset:
+    kind, folder = _CIFAR[spec]
+    name, path = _part(spec, split), root / spec / f"{split}.npz"
     if path.is_file():
-        return _from_npz(path, name, _CIFAR10)
+        return _from_npz(path, name, _CIFAR10 if spec == "cifar10" else ())
     import torchvision  # here, not above: slow to import, and seldom needed
 
-    if not (root / "cifar-10-batches-py").is_dir():
-        _download("CIFAR10", root, f"cifar10/{split}.npz or cifar-10-batches-py/")
+    if not (root / folder).is_dir():
+        _download(kind, root, f"{spec}/{split}.npz or {folder}/")
     try:
-        data = torchvision.datasets.CIFAR10(str(root), train=split == "train")  # verifies the published MD5 sums
+        data = getattr(torchvision.datasets, kind)(str(root), train=split == "train")  # verifies the published MD5 sums
     except (RuntimeError, OSError) as error:
-        raise ArtifactError(f"{root / 'cifar-10-batches-py'}: damaged: {first_line(error)}; remove it.") from error
-    return _from_arrays(name, data.data, np.asarray(data.targets), _CIFAR10)
+        raise ArtifactError(f"{root / folder}: damaged: {first_line(error)}; remove it.") from error
+    class_names = _CIFAR10 if spec == "cifar10" else tuple(data.classes)
+    return _from_arrays(name, data.data, np.asarray(data.targets), class_names)
 
 
 def _part(name: str, split: Split) -> str:

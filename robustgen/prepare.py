@@ -39,7 +39,9 @@ __all__ = ["DEFAULT_BATCH", "Job", "Request", "default_data", "prepare"]
 DEFAULT_BATCH = 250
 _PROBE_ROWS = 64
 _EMBEDDED = "fmnist-test-1k"
-_THREATS = {"fmnist-test-1k": "linf:0.1", "fashion-mnist": "linf:0.1", "cifar10": "linf:8/255"}
+_THREATS = {
+    "fmnist-test-1k": "linf:0.1", "fashion-mnist": "linf:0.1", "cifar10": "linf:8/255", "cifar100": "linf:8/255",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
