@@ -48,6 +48,7 @@ def _classifiers() -> dict[str, str]:
     return {
         **{name: card.title for name, card in _cards().items() if card.kind != "decoy"},
         "torchvision:NAME": "any torchvision classifier; with --weights FILE your own training of it",
+        "robustbench:[DATA/][THREAT/]NAME": "any model of RobustBench's zoo, where that package is installed",
         "python:FILE.py:FUNCTION": "your own: a function without arguments that returns a torch.nn.Module",
         "CARD.json": "your own: a card beside its weights",
     }

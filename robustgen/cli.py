@@ -35,7 +35,8 @@ def _root(
 @app.command("eval")
 def eval_command(
     classifier: Annotated[
-        str, typer.Argument(help="Name, card file, torchvision:NAME, or python:MODULE_OR_FILE.py:FUNCTION.")
+        str,
+        typer.Argument(help="Name, card file, torchvision:NAME, robustbench:NAME, python:MODULE_OR_FILE.py:FUNCTION."),
     ] = "fmnist-at",
     data: Annotated[
         str | None,
