@@ -26,7 +26,7 @@ from robustgen.errors import ArtifactError, SpecError, unknown_name
 from robustgen.files import impatient, read_folder, read_idx
 from robustgen.usercode import first_line
 
-__all__ = ["DATA", "Dataset", "Split", "load_data", "parse_ids"]
+__all__ = ["DATA", "Dataset", "Split", "data_root", "find_data", "load_data", "parse_ids"]
 
 Split = Literal["train", "test"]
 
@@ -125,12 +125,26 @@ def load_data(spec: str | tuple[Tensor, Tensor], *, data_dir: Path | None = None
         if split != "test":
             raise SpecError("fmnist-test-1k holds test images only; for training use fashion-mnist.")
         return _from_npz(_EMBEDDED, spec, _FASHION)
-    root = data_dir or Path(os.environ.get("ROBUSTGEN_DATA") or "~/.cache/robustgen/data")
+    root = data_root(data_dir)
     if spec == "fashion-mnist":
-        return _fashion_mnist(root.expanduser(), split)
+        return _fashion_mnist(root, split)
     if spec in _CIFAR:
-        return _cifar(spec, root.expanduser(), split)
+        return _cifar(spec, root, split)
     raise unknown_name("data", spec, DATA, hint="See `robustgen list data`.")
+
+
+def data_root(data_dir: Path | None) -> Path:
+    """Where full data sets lie: as given, else $ROBUSTGEN_DATA, else ~/.cache/robustgen/data."""
+    return (data_dir or Path(os.environ.get("ROBUSTGEN_DATA") or "~/.cache/robustgen/data")).expanduser()
+
+
+def find_data(name: str, data_dir: Path | None = None, split: Split = "test") -> Path | None:
+    """The file or folder that a named data set would be read from; None where it would have to be downloaded."""
+    root = data_root(data_dir)
+    if name == "fashion-mnist":
+        return next(iter(_fashion_files(root, split)), None)
+    places = [_EMBEDDED] if name not in _CIFAR else [root / name / f"{split}.npz", root / _CIFAR[name][1]]
+    return next((place for place in places if place.exists()), None)
 
 
 def parse_ids(text: str | None, n: int | None, size: int, name: str) -> list[int]:
@@ -257,23 +271,27 @@ def _from_npz(path: Path, name: str, class_names: tuple[str, ...] = ()) -> Datas
     return _from_arrays(name, images, labels, class_names)
 
 
-def _fashion_mnist(root: Path, split: Split) -> Dataset:
+def _fashion_files(root: Path, split: Split) -> list[Path]:
+    """The files of images and labels, or none."""
+    for folder in (root / "fashion-mnist", root / "FashionMNIST" / "raw"):
+        for suffix in ("", ".gz"):
+            paths = [folder / f"{name}{suffix}" for name in _fashion_names(split)]
+            if all(path.is_file() for path in paths):
+                return paths
+    return []
+
+
+def _fashion_names(split: Split) -> tuple[str, str]:
     stem = "train" if split == "train" else "t10k"
-    names = (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
+    return f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"
 
-    def find() -> list[Path] | None:
-        for folder in (root / "fashion-mnist", root / "FashionMNIST" / "raw"):
-            for suffix in ("", ".gz"):
-                paths = [folder / f"{name}{suffix}" for name in names]
-                if all(path.is_file() for path in paths):
-                    return paths
-        return None
 
-    paths = find()
-    if paths is None:
+def _fashion_mnist(root: Path, split: Split) -> Dataset:
+    paths = _fashion_files(root, split)
+    if not paths:
+        names = _fashion_names(split)
         _download("FashionMNIST", root, f"fashion-mnist/{names[0]}.gz and {names[1]}.gz")
-        paths = find()
-        assert paths is not None  # torchvision has checked what it wrote
+        paths = _fashion_files(root, split)  # torchvision has checked what it wrote
     images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
     return _from_arrays(_part("fashion-mnist", split), images[..., None], labels, _FASHION)
 

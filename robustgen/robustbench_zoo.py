@@ -105,9 +105,15 @@ def load_zoo(spec: str) -> tuple[ZooName, nn.Module]:
                 zoo.name, model_dir=str(models_folder()), dataset=zoo.data, threat_model=zoo.threat
             )
     except Exception as error:  # a pickle with code, an HTML page, other keys: for the user it is all the same
-        what = f"the weights in {', '.join(map(str, places))} cannot be loaded" if places else "it cannot be loaded"
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if not places:  # those of timm, which looks for itself
+            raise ArtifactError(
+                f"{spec}: RobustBench gets its weights by timm, which failed ({reason}); put the file that it names "
+                "above into that folder, or type the same again where there is a network."
+            ) from error
         raise ArtifactError(
-            f"{spec}: {what} ({type(error).__name__}: {first_line(error)}); remove the file and get it again."
+            f"{spec}: the weights in {', '.join(map(str, places))} cannot be loaded ({reason}); remove the file and "
+            "get it again."
         ) from error
     return zoo, network
 

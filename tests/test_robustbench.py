@@ -37,7 +37,8 @@ PACKAGE = {
         "from tests.helpers import make_linear\nfrom .enums import BenchmarkDataset as D, ThreatModel as T\n"
         "def net(): return make_linear((3, 32, 32), 10, seed=9)\n"
         "model_dicts = {D.cifar_10: {T.Linf: {'Ada2020Robust': {'model': net, 'gdrive_id': 'id-1'},\n"
-        "    'Two': {'model': net, 'gdrive_id': ['a', 'b']}},\n    T.L2: {'Ada2020Round': {'model': net, 'gdrive_id': 'x'}}}}\n"
+        "    'Two': {'model': net, 'gdrive_id': ['a', 'b']}},\n"
+        "    T.L2: {'Ada2020Round': {'model': net, 'gdrive_id': 'x'}}}}\n"
     ),
     "robustbench/utils.py": (
         "import torch\nfrom pathlib import Path\nfrom .model_zoo import net\n"
