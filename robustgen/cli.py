@@ -202,8 +202,8 @@ def list_command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="attacks, plans, classifiers, data, purifiers, generators, samplers, methods, suites, recipes, tables "
-            "or flags."
+            help="attacks, plans, classifiers, data, purifiers, generators, samplers, methods, suites, recipes, "
+            "tables, corruptions or flags."
         ),
     ],
     card_kind: Annotated[
@@ -233,7 +233,8 @@ def show_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="Name of an attack, plan, classifier, purifier, generator, sampler, data set, suite, recipe or flag."
+            help="Name of an attack, plan, classifier, purifier, generator, sampler, data set, suite, recipe, "
+            "corruption or flag."
         ),
     ],
 ) -> None:
@@ -248,7 +249,17 @@ def show_command(
     print(catalog.details(name))
 
 
-from robustgen import cli_certify, cli_doctor, cli_forge, cli_generator, cli_new, cli_purify, cli_reproduce, cli_runs  # noqa: E402, F401 -- these register their commands
+from robustgen import (  # noqa: E402 -- these register their commands
+    cli_certify,  # noqa: F401
+    cli_corruptions,  # noqa: F401
+    cli_doctor,  # noqa: F401
+    cli_forge,  # noqa: F401
+    cli_generator,  # noqa: F401
+    cli_new,  # noqa: F401
+    cli_purify,  # noqa: F401
+    cli_reproduce,  # noqa: F401
+    cli_runs,  # noqa: F401
+)
 
 # typer brings its own copy of click in some versions and imports click in others; BadParameter leads to the right one.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

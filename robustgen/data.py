@@ -35,6 +35,8 @@ DATA = {
     "fashion-mnist": "Fashion-MNIST, 1 x 28 x 28, 10 classes, 60,000 training and 10,000 test images",
     "cifar10": "CIFAR-10, 3 x 32 x 32, 10 classes, 50,000 training and 10,000 test images",
     "cifar100": "CIFAR-100, 3 x 32 x 32, 100 classes, 50,000 training and 10,000 test images",
+    "corrupted:TYPE:SEVERITY@DATA": "any of these with a common corruption (`robustgen list corruptions`)",
+    "cifar10-c:TYPE:SEVERITY": "the published files of CIFAR-10-C; cifar100-c likewise",
     "folder:PATH": "your own images of one size, one sub-folder a class",
     "npz:PATH": "your own NumPy file with image (N, H, W, C) uint8 and label (N,)",
 }
@@ -53,6 +55,7 @@ _FASHION = (
 )
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
+_CORRUPTED = ("corrupted:", "cifar10-c:", "cifar100-c:")
 _EMBEDDED = Path(__file__).resolve().parent / "zoo" / "data" / "fmnist-test-1k.npz"
 
 
@@ -105,7 +108,7 @@ def load_data(spec: str | tuple[Tensor, Tensor], *, data_dir: Path | None = None
     """Labelled images by name, or from a folder, a file or tensors.
 
     Args:
-        spec: a name in `DATA`, `folder:PATH`, `npz:PATH`, or tensors: images (N, C, H, W) float in [0, 1] or uint8, and
+        spec: a name or a form in `DATA`, or tensors: images (N, C, H, W) float in [0, 1] or uint8, and
             integer labels (N,).
         data_dir: where full data sets lie; by default $ROBUSTGEN_DATA, else ~/.cache/robustgen/data.
         split: which part of a named data set; folders, files and tensors are one part, whatever it is called.
@@ -116,6 +119,10 @@ def load_data(spec: str | tuple[Tensor, Tensor], *, data_dir: Path | None = None
     """
     if not isinstance(spec, str):
         return _from_tensors(*spec)
+    if spec.startswith(_CORRUPTED):
+        from robustgen.corruptions.source import load_corrupted  # it stands on this module
+
+        return load_corrupted(spec, data_dir=data_dir, split=split)
     if spec.startswith("folder:"):
         labels, shape, class_names, read = read_folder(Path(spec.removeprefix("folder:")).expanduser())
         return Dataset(name=spec, labels=labels, shape=shape, class_names=class_names, read=read)

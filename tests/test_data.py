@@ -284,7 +284,16 @@ def test_unknown_data() -> None:
     """The nearest name is suggested, and every listed name has a description."""
     with pytest.raises(SpecError, match="unknown data 'fashon-mnist'; did you mean 'fashion-mnist'"):
         load_data("fashon-mnist")
-    assert list(DATA) == ["fmnist-test-1k", "fashion-mnist", "cifar10", "cifar100", "folder:PATH", "npz:PATH"]
+    assert list(DATA) == [
+        "fmnist-test-1k",
+        "fashion-mnist",
+        "cifar10",
+        "cifar100",
+        "corrupted:TYPE:SEVERITY@DATA",
+        "cifar10-c:TYPE:SEVERITY",
+        "folder:PATH",
+        "npz:PATH",
+    ]
     assert all(DATA.values())
 
 

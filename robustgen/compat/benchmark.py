@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustgen.classifiers import load_classifier
 from robustgen.compat.folders import device_name, run_folder
+from robustgen.corruptions.suite import CorruptionRequest, measure_clean, measure_corruptions
 from robustgen.durable import disk_errors, write_json
 from robustgen.errors import SpecError, unknown_name
 from robustgen.evaluation import run_job
@@ -25,12 +27,11 @@ _DATA = ("cifar10", "cifar100")
 _ELSEWHERE = {
     "imagenet": "robustgen holds no list of RobustBench's 5,000 images; put them into a folder and type "
     "robustgen.evaluate(model, 'folder:PATH', 'linf:4/255', plan='standard')",
-    "corruptions": "CIFAR-10-C is not read yet",
     "corruptions_3d": "robustgen has the 15 common corruptions only: threat_model='corruptions'",
 }
 
 
-def benchmark(  # noqa: ARG001 -- until corruptions are there
+def benchmark(
     model: nn.Module, n_examples: int = 10000, dataset: object = "cifar10", threat_model: object = "Linf",
     to_disk: bool = False, model_name: str | None = None, data_dir: str = "./data",
     corruptions_data_dir: str | None = None, device: str | torch.device | None = None, batch_size: int = 32,
@@ -73,8 +74,12 @@ def benchmark(  # noqa: ARG001 -- until corruptions are there
         raise SpecError("threat_model corruptions has no eps; drop the argument.")
     options: dict[str, Any] = {"n": n_examples, "device": where, "batch_size": batch_size}
     with run_folder(aa_state_path, "aa_state_path") as folder:
-        limits = ThreatModel(_NORMS[threat], float(eps or 0))
-        clean, under, info = _attacked(model, data, Path(data_dir), limits, folder, options)
+        if threat == "corruptions":
+            places = Path(data_dir), Path(corruptions_data_dir or data_dir)
+            clean, under, info = _corrupted(model, data, places, folder, options)
+        else:
+            limits = ThreatModel(_NORMS[threat], float(eps or 0))
+            clean, under, info = _attacked(model, data, Path(data_dir), limits, folder, options)
         if to_disk:
             path = Path("model_info") / data / threat / f"{model_name}.json"
             with disk_errors(path):
@@ -115,6 +120,24 @@ def _attacked(
     record = run_job(job, Lines())
     info = model_info(open_run(folder, data_dir))
     return record.clean_accuracy.value, record.robust_accuracy.value, info
+
+
+def _corrupted(
+    model: nn.Module, data: str, places: tuple[Path, Path], folder: Path, options: dict[str, Any]
+) -> tuple[float, float, dict[str, Any]]:
+    """Accuracy on clean images and the mean over the published corruptions, and RobustBench's fields."""
+    classifier = load_classifier(model)
+    request = CorruptionRequest(classifier=classifier, data=f"{data}-c", n=options["n"], data_dir=places[1])
+    given = {"device": options["device"], "batch_size": options["batch_size"], "progress": Lines()}
+    found, _ = measure_corruptions(request, out=folder / "corrupted", **given)
+    clean = measure_clean(classifier, data, n=options["n"], data_dir=places[0], out=folder / "clean", **given)
+    info = {
+        "link": "", "authors": "", "additional_data": False, "number_forward_passes": 1, "dataset": data,
+        "venue": "N/A", "architecture": "", "eps": None, "clean_acc": f"{100 * clean.clean_accuracy.value:.2f}",
+        "reported": "", "corruptions_acc": f"{100 * found['mean']['value']:.2f}", "corruptions_mce": "",
+        "footnote": f"{found['n']} examples ({found['ids']}), robustgen",
+    }  # fmt: skip
+    return clean.clean_accuracy.value, found["mean"]["value"], info
 
 
 def _say(lines: list[str], log_path: str | Path | None) -> None:

@@ -41,20 +41,16 @@ def _disc(radius: float) -> Array:
 
 
 def glass_blur(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:
-    """Blur, put near-by pixels in each other's place, blur again; c is (sigma, reach, rounds).
+    """Blur, move each pixel to a random place near by, blur again; c is (sigma, reach).
 
-    Differs: each pixel takes the value of one at random within the reach, all at once; the published one swaps pixels
-    one after the other.
+    Differs: each pixel takes the value at a place within the reach, between pixels too, all at once, so that severities
+    are in order; the published one swaps whole pixels, one pair after the other.
     """
-    sigma, reach, rounds = c
-    reach = max(1, round(reach * scale))
-    out, (height, width) = _gaussian(x, sigma * scale), x.shape[2:]
+    sigma, reach = (value * scale for value in c)
+    height, width = x.shape[2:]
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
-    for turn in range(int(rounds)):
-        u = uniform(rng, (2, height, width), f"glass_blur/{turn}")
-        moves = np.floor(u * (2 * reach + 1)) - reach
-        out = sample(out, rows + moves[:, 0], columns + moves[:, 1])
-    return _gaussian(out, sigma * scale)
+    moves = reach * (2 * uniform(rng, (2, height, width), "glass_blur") - 1)
+    return _gaussian(sample(_gaussian(x, sigma), rows + moves[:, 0], columns + moves[:, 1]), sigma)
 
 
 def _gaussian(x: Array, sigma: float) -> Array:

@@ -45,12 +45,12 @@ def elastic_transform(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: fl
 
 
 def pixelate(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:
-    """Average into fewer pixels and enlarge these again; c is (share of the edge,)."""
+    """Average into fewer pixels, and enlarge these again; c is (share of the edge,).
+
+    Differs: where an old pixel lies in two new ones it gets a share of each, not the value of one.
+    """
     height, width = x.shape[2:]
-    small = box(x, max(1, round(c[0] * height)), max(1, round(c[0] * width)))
-    rows = np.arange(height) * small.shape[2] // height
-    columns = np.arange(width) * small.shape[3] // width
-    return small[:, :, rows][:, :, :, columns]
+    return box(box(x, max(1, round(c[0] * height)), max(1, round(c[0] * width))), height, width)
 
 
 def jpeg_compression(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:

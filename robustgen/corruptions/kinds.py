@@ -54,13 +54,13 @@ _ALL = (
     Corruption("noise", noise.shot_noise, ((500,), (250,), (100,), (75,), (50,)), published=True),
     Corruption("noise", noise.impulse_noise, ((0.01,), (0.02,), (0.03,), (0.05,), (0.07,)), published=True),
     Corruption("blur", blur.defocus_blur, ((0.7,), (0.9,), (1.1,), (1.4,), (1.8,))),
-    Corruption("blur", blur.glass_blur, ((0.2, 1, 1), (0.4, 1, 1), (0.5, 1, 1), (0.4, 1, 2), (0.5, 1, 3))),
+    Corruption("blur", blur.glass_blur, ((0.30, 0.6), (0.35, 0.9), (0.40, 1.2), (0.45, 1.6), (0.50, 2.1))),
     Corruption("blur", blur.motion_blur, ((3, 1.2), (4, 1.6), (5, 2.2), (6, 3), (8, 4))),
     Corruption("blur", blur.zoom_blur, ((1.06,), (1.11,), (1.16,), (1.21,), (1.26,))),
     Corruption(
         "weather", weather.snow,
-        ((0.10, 0.60, 1.0, 2, 0.95), (0.15, 0.55, 1.2, 3, 0.92), (0.20, 0.52, 1.4, 3, 0.88),
-         (0.25, 0.50, 1.6, 4, 0.84), (0.30, 0.48, 1.8, 4, 0.80)),
+        ((0.10, 0.65, 2, 0.95), (0.14, 0.60, 2.5, 0.92), (0.18, 0.56, 3, 0.88), (0.22, 0.53, 3.5, 0.84),
+         (0.26, 0.50, 4, 0.80)),
     ),
     Corruption("weather", weather.frost, ((1.0, 0.25), (0.95, 0.40), (0.90, 0.50), (0.85, 0.60), (0.75, 0.70))),
     Corruption("weather", weather.fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)), published=True),
@@ -70,7 +70,7 @@ _ALL = (
         "digital", digital.elastic_transform,
         ((0.4, 2.5, 0.3), (0.6, 2.5, 0.5), (0.8, 2.5, 0.7), (1.0, 2.5, 0.9), (1.3, 2.5, 1.2)),
     ),
-    Corruption("digital", digital.pixelate, ((0.95,), (0.90,), (0.85,), (0.75,), (0.65,)), published=True),
+    Corruption("digital", digital.pixelate, ((0.90,), (0.80,), (0.70,), (0.60,), (0.50,))),
     Corruption("digital", digital.jpeg_compression, ((80,), (65,), (58,), (50,), (40,)), published=True),
 )  # fmt: skip
 

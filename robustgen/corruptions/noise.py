@@ -6,6 +6,8 @@ Hendrycks & Dietterich 2019, arXiv:1903.12261, section 4.1 and appendix.
 
 from __future__ import annotations
 
+import numpy as np
+
 from robustgen.corruptions.draw import Array, normal, uniform
 from robustgen.rng import ExampleRng
 
@@ -19,10 +21,17 @@ def gaussian_noise(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float
 
 def shot_noise(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:
     """Poisson(x photons) / photons, by the inverse of its distribution function; c is (photons,)."""
-    from scipy.stats import poisson  # half a second to import
-
-    counts: Array = poisson.ppf(uniform(rng, x.shape[1:], "shot_noise"), x * c[0])
-    return counts.clip(min=0) / c[0]
+    mean = x * c[0]
+    u = uniform(rng, x.shape[1:], "shot_noise")
+    weight = np.exp(-mean)  # of the count, and `total` of all counts up to it
+    total, counts = weight.copy(), np.zeros_like(x)
+    count = 0
+    while (short := total < u).any():
+        counts += short
+        count += 1
+        weight *= mean / count
+        total += weight
+    return counts / c[0]
 
 
 def impulse_noise(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:

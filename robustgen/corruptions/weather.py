@@ -17,18 +17,20 @@ from robustgen.rng import ExampleRng
 __all__ = ["brightness", "fog", "frost", "snow"]
 
 _ICE = (0.80, 0.92, 1.00)  # its colour
+_FLAKE = 1.5  # pixels: size of a flake
 _LUMA = (0.299, 0.587, 0.114)  # weights of grey, ITU-R BT.601
 
 
 def snow(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:
-    """Flakes of random size that fall aslant, over a brighter scene; c is (mean, threshold, size, length, keep).
+    """Flakes that fall aslant, over a brighter scene; c is (mean, threshold, length, keep).
 
-    Differs: flakes are drawn on a coarser grid in place of a cut-out of a larger image, and sizes grow with severity.
+    Differs: flakes are drawn on a grid of their own size, in place of a cut-out of a larger image.
     """
-    mean, threshold, size, length, keep = c
+    mean, threshold, length, keep = c
     height, width = x.shape[2:]
-    coarse = (math.ceil(height / (size * scale)) + 1, math.ceil(width / (size * scale)) + 1)
-    layer = enlarge(mean + 0.3 * normal(rng, coarse, "snow"), height, width)
+    coarse = (math.ceil(height / (_FLAKE * scale)) + 1, math.ceil(width / (_FLAKE * scale)) + 1)
+    field = enlarge(normal(rng, coarse, "snow"), height, width)
+    layer = mean + 0.3 * field / np.maximum(field.std((1, 2), keepdims=True), 1e-12)
     flakes = np.where(layer < threshold, 0, layer).clip(0, 1)[:, None]
     angle = -(1 + 2 * uniform(rng, (1,), "snow/angle")[:, 0]) * math.pi / 4  # falling, up to 45 degrees off
     flakes = along(flakes, angle, length * scale, length * scale / 2)
