@@ -48,6 +48,7 @@ def _classifiers() -> dict[str, str]:
     return {
         **{name: card.title for name, card in _cards().items() if card.kind != "decoy"},
         "torchvision:NAME": "any torchvision classifier; with --weights FILE your own training of it",
+        "robustbench:[DATA/][THREAT/]NAME": "any model of RobustBench's zoo, where that package is installed",
         "python:FILE.py:FUNCTION": "your own: a function without arguments that returns a torch.nn.Module",
         "CARD.json": "your own: a card beside its weights",
     }
@@ -108,6 +109,12 @@ def _tables() -> dict[str, str]:
     return {name: load_table(name).title for name in list_tables()}
 
 
+def _corruptions() -> dict[str, str]:
+    from robustgen.corruptions.kinds import CORRUPTIONS
+
+    return {name: f"{kind.family}: {kind.description}" for name, kind in CORRUPTIONS.items()}
+
+
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "attacks": _attacks,
     "plans": _plans,
@@ -121,6 +128,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "recipes": _recipes,
     "tables": _tables,
     "flags": _flags,
+    "corruptions": _corruptions,
 }
 CARD_KINDS = ("standard", "robust", "decoy")
 
@@ -262,6 +270,15 @@ def _table_details(name: str) -> str:
     return f"table {name}\n\n# robustgen reproduce {name}\n{list_tables()[name].read_text(encoding='utf-8')}"
 
 
+def _corruption_details(name: str) -> str:
+    from robustgen.corruptions.kinds import CORRUPTIONS
+
+    kind = CORRUPTIONS[name]
+    whose = "those of CIFAR-10-C" if kind.published else "chosen here"
+    rows = [f"  severity {k}: {', '.join(map(str, row))}" for k, row in enumerate(kind.constants, 1)]
+    return "\n".join([f"corruption {name}", "", inspect.getdoc(kind.apply) or "", "", f"Constants ({whose}):", *rows])
+
+
 _OF_THE_RECIPE = ("threat", "label_smoothing")  # which every method has and a recipe names for itself
 _DETAILS: dict[str, Callable[[str], str]] = {
     "attacks": _attack_details,
@@ -276,4 +293,5 @@ _DETAILS: dict[str, Callable[[str], str]] = {
     "recipes": _recipe_details,
     "tables": _table_details,
     "flags": _flag_details,
+    "corruptions": _corruption_details,
 }

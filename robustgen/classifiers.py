@@ -16,6 +16,7 @@ from robustgen.cards import Card, bundled_cards
 from robustgen.errors import ArtifactError, SpecError, unknown_name
 from robustgen.files import impatient
 from robustgen.nets import TORCHVISION, build_network, input_layer
+from robustgen.robustbench_zoo import ROBUSTBENCH, build_zoo, load_zoo
 from robustgen.usercode import PYTHON, call_user_function, first_line
 from robustgen.weights import Weights, read_weights, state_sha256
 
@@ -86,9 +87,9 @@ def load_classifier(
     gradients.
 
     Args:
-        spec: a bundled name; the path of a card (`.json`); `torchvision:NAME`; `python:MODULE:FUNCTION` or
-            `python:FILE.py:FUNCTION` for a function without arguments that returns a module; one of these behind a
-            purifier, as in "diffpure:t=0.1,steps=20@fmnist-at"; or a module.
+        spec: a bundled name; the path of a card (`.json`); `torchvision:NAME`; `robustbench:[DATA/][THREAT/]NAME`;
+            `python:MODULE:FUNCTION` or `python:FILE.py:FUNCTION` for a function without arguments that returns a
+            module; one of these behind a purifier, as in "diffpure:t=0.1,steps=20@fmnist-at"; or a module.
         weights: file that replaces the weights which the spec would bring.
         shape: (C, H, W) of the images it is for; a card that says otherwise is refused.
         classes: number of classes of the data; a card with fewer is refused.
@@ -111,6 +112,8 @@ def load_classifier(
             classifier = _from_python(spec, file)
         elif spec.startswith(TORCHVISION):
             classifier = _from_torchvision(spec, file)
+        elif spec.startswith(ROBUSTBENCH):
+            classifier = _from_robustbench(spec, file)
         else:
             classifier = _from_card(spec, file)
     card = classifier.card
@@ -129,8 +132,9 @@ def _from_card(spec: str, file: Weights | None) -> Classifier:
         path = known[spec]
     else:
         raise unknown_name(
-            "classifier", spec, known, hint="Or give a card file (.json), torchvision:NAME or python:FILE.py:FUNCTION."
-        )
+            "classifier", spec, known,
+            hint="Or give a card file (.json), torchvision:NAME, robustbench:NAME or python:FILE.py:FUNCTION.",
+        )  # fmt: skip
     card = Card.load(path)
     network = build_network(card.architecture, **card.options)
     if file is not None:
@@ -207,6 +211,16 @@ def _pretrained(spec: str) -> Classifier:
         kind="standard",
     )
     return Classifier(network.eval(), card)
+
+
+def _from_robustbench(spec: str, file: Weights | None) -> Classifier:
+    """A model of RobustBench's zoo, with its own weights or those of a file; it normalises by itself."""
+    if file is None:
+        zoo, network = load_zoo(spec)
+        return Classifier(network, zoo.card(network))
+    zoo, network = build_zoo(spec)
+    file.load_into(network, str(zoo))
+    return Classifier(network.eval(), _with_weights(zoo.card(network), file), weights_sha256=file.sha256)
 
 
 def _outline(spec: str) -> nn.Module:

@@ -35,7 +35,8 @@ def _root(
 @app.command("eval")
 def eval_command(
     classifier: Annotated[
-        str, typer.Argument(help="Name, card file, torchvision:NAME, or python:MODULE_OR_FILE.py:FUNCTION.")
+        str,
+        typer.Argument(help="Name, card file, torchvision:NAME, robustbench:NAME, python:MODULE_OR_FILE.py:FUNCTION."),
     ] = "fmnist-at",
     data: Annotated[
         str | None,
@@ -201,8 +202,8 @@ def list_command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="attacks, plans, classifiers, data, purifiers, generators, samplers, methods, suites, recipes, tables "
-            "or flags."
+            help="attacks, plans, classifiers, data, purifiers, generators, samplers, methods, suites, recipes, "
+            "tables, corruptions or flags."
         ),
     ],
     card_kind: Annotated[
@@ -232,7 +233,8 @@ def show_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="Name of an attack, plan, classifier, purifier, generator, sampler, data set, suite, recipe or flag."
+            help="Name of an attack, plan, classifier, purifier, generator, sampler, data set, suite, recipe, "
+            "corruption or flag."
         ),
     ],
 ) -> None:
@@ -249,9 +251,12 @@ def show_command(
 
 from robustgen import (  # noqa: E402 -- these register their commands
     cli_certify,  # noqa: F401
+    cli_corruptions,  # noqa: F401
+    cli_doctor,  # noqa: F401
     cli_forge,  # noqa: F401
     cli_generator,  # noqa: F401
     cli_leaderboard,  # noqa: F401
+    cli_new,  # noqa: F401
     cli_purify,  # noqa: F401
     cli_reproduce,  # noqa: F401
     cli_runs,  # noqa: F401

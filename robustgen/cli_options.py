@@ -21,7 +21,7 @@ app = typer.Typer(
     help="Robustness claims that anybody can check: attack a classifier, keep the evidence.\n\n"
     "Try it: robustgen eval    (bundled classifier, embedded images, under a minute, no download)",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,  # --install-completion and --show-completion
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

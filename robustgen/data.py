@@ -26,7 +26,7 @@ from robustgen.errors import ArtifactError, SpecError, unknown_name
 from robustgen.files import impatient, read_folder, read_idx
 from robustgen.usercode import first_line
 
-__all__ = ["DATA", "Dataset", "Split", "load_data", "parse_ids"]
+__all__ = ["DATA", "Dataset", "Split", "data_root", "find_data", "load_data", "parse_ids"]
 
 Split = Literal["train", "test"]
 
@@ -34,6 +34,9 @@ DATA = {
     "fmnist-test-1k": "the first 1,000 test images of Fashion-MNIST, 1 x 28 x 28, 10 classes; comes with robustgen",
     "fashion-mnist": "Fashion-MNIST, 1 x 28 x 28, 10 classes, 60,000 training and 10,000 test images",
     "cifar10": "CIFAR-10, 3 x 32 x 32, 10 classes, 50,000 training and 10,000 test images",
+    "cifar100": "CIFAR-100, 3 x 32 x 32, 100 classes, 50,000 training and 10,000 test images",
+    "corrupted:TYPE:SEVERITY@DATA": "any of these with a common corruption (`robustgen list corruptions`)",
+    "cifar10-c:TYPE:SEVERITY": "the published files of CIFAR-10-C; cifar100-c likewise",
     "folder:PATH": "your own images of one size, one sub-folder a class",
     "npz:PATH": "your own NumPy file with image (N, H, W, C) uint8 and label (N,)",
 }
@@ -51,6 +54,8 @@ _FASHION = (
     "Ankle boot",
 )
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
+_CORRUPTED = ("corrupted:", "cifar10-c:", "cifar100-c:")
 _EMBEDDED = Path(__file__).resolve().parent / "zoo" / "data" / "fmnist-test-1k.npz"
 
 
@@ -103,7 +108,7 @@ def load_data(spec: str | tuple[Tensor, Tensor], *, data_dir: Path | None = None
     """Labelled images by name, or from a folder, a file or tensors.
 
     Args:
-        spec: a name in `DATA`, `folder:PATH`, `npz:PATH`, or tensors: images (N, C, H, W) float in [0, 1] or uint8, and
+        spec: a name or a form in `DATA`, or tensors: images (N, C, H, W) float in [0, 1] or uint8, and
             integer labels (N,).
         data_dir: where full data sets lie; by default $ROBUSTGEN_DATA, else ~/.cache/robustgen/data.
         split: which part of a named data set; folders, files and tensors are one part, whatever it is called.
@@ -114,6 +119,10 @@ def load_data(spec: str | tuple[Tensor, Tensor], *, data_dir: Path | None = None
     """
     if not isinstance(spec, str):
         return _from_tensors(*spec)
+    if spec.startswith(_CORRUPTED):
+        from robustgen.corruptions.source import load_corrupted  # it stands on this module
+
+        return load_corrupted(spec, data_dir=data_dir, split=split)
     if spec.startswith("folder:"):
         labels, shape, class_names, read = read_folder(Path(spec.removeprefix("folder:")).expanduser())
         return Dataset(name=spec, labels=labels, shape=shape, class_names=class_names, read=read)
@@ -123,12 +132,26 @@ def load_data(spec: str | tuple[Tensor, Tensor], *, data_dir: Path | None = None
         if split != "test":
             raise SpecError("fmnist-test-1k holds test images only; for training use fashion-mnist.")
         return _from_npz(_EMBEDDED, spec, _FASHION)
-    root = data_dir or Path(os.environ.get("ROBUSTGEN_DATA") or "~/.cache/robustgen/data")
+    root = data_root(data_dir)
     if spec == "fashion-mnist":
-        return _fashion_mnist(root.expanduser(), split)
-    if spec == "cifar10":
-        return _cifar10(root.expanduser(), split)
+        return _fashion_mnist(root, split)
+    if spec in _CIFAR:
+        return _cifar(spec, root, split)
     raise unknown_name("data", spec, DATA, hint="See `robustgen list data`.")
+
+
+def data_root(data_dir: Path | None) -> Path:
+    """Where full data sets lie: as given, else $ROBUSTGEN_DATA, else ~/.cache/robustgen/data."""
+    return (data_dir or Path(os.environ.get("ROBUSTGEN_DATA") or "~/.cache/robustgen/data")).expanduser()
+
+
+def find_data(name: str, data_dir: Path | None = None, split: Split = "test") -> Path | None:
+    """The file or folder that a named data set would be read from; None where it would have to be downloaded."""
+    root = data_root(data_dir)
+    if name == "fashion-mnist":
+        return next(iter(_fashion_files(root, split)), None)
+    places = [_EMBEDDED] if name not in _CIFAR else [root / name / f"{split}.npz", root / _CIFAR[name][1]]
+    return next((place for place in places if place.exists()), None)
 
 
 def parse_ids(text: str | None, n: int | None, size: int, name: str) -> list[int]:
@@ -255,40 +278,46 @@ def _from_npz(path: Path, name: str, class_names: tuple[str, ...] = ()) -> Datas
     return _from_arrays(name, images, labels, class_names)
 
 
-def _fashion_mnist(root: Path, split: Split) -> Dataset:
+def _fashion_files(root: Path, split: Split) -> list[Path]:
+    """The files of images and labels, or none."""
+    for folder in (root / "fashion-mnist", root / "FashionMNIST" / "raw"):
+        for suffix in ("", ".gz"):
+            paths = [folder / f"{name}{suffix}" for name in _fashion_names(split)]
+            if all(path.is_file() for path in paths):
+                return paths
+    return []
+
+
+def _fashion_names(split: Split) -> tuple[str, str]:
     stem = "train" if split == "train" else "t10k"
-    names = (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
+    return f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"
 
-    def find() -> list[Path] | None:
-        for folder in (root / "fashion-mnist", root / "FashionMNIST" / "raw"):
-            for suffix in ("", ".gz"):
-                paths = [folder / f"{name}{suffix}" for name in names]
-                if all(path.is_file() for path in paths):
-                    return paths
-        return None
 
-    paths = find()
-    if paths is None:
+def _fashion_mnist(root: Path, split: Split) -> Dataset:
+    paths = _fashion_files(root, split)
+    if not paths:
+        names = _fashion_names(split)
         _download("FashionMNIST", root, f"fashion-mnist/{names[0]}.gz and {names[1]}.gz")
-        paths = find()
-        assert paths is not None  # torchvision has checked what it wrote
+        paths = _fashion_files(root, split)  # torchvision has checked what it wrote
     images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
     return _from_arrays(_part("fashion-mnist", split), images[..., None], labels, _FASHION)
 
 
-def _cifar10(root: Path, split: Split) -> Dataset:
-    name, path = _part("cifar10", split), root / "cifar10" / f"{split}.npz"
+def _cifar(spec: str, root: Path, split: Split) -> Dataset:
+    kind, folder = _CIFAR[spec]
+    name, path = _part(spec, split), root / spec / f"{split}.npz"
     if path.is_file():
-        return _from_npz(path, name, _CIFAR10)
+        return _from_npz(path, name, _CIFAR10 if spec == "cifar10" else ())
     import torchvision  # here, not above: slow to import, and seldom needed
 
-    if not (root / "cifar-10-batches-py").is_dir():
-        _download("CIFAR10", root, f"cifar10/{split}.npz or cifar-10-batches-py/")
+    if not (root / folder).is_dir():
+        _download(kind, root, f"{spec}/{split}.npz or {folder}/")
     try:
-        data = torchvision.datasets.CIFAR10(str(root), train=split == "train")  # verifies the published MD5 sums
+        data = getattr(torchvision.datasets, kind)(str(root), train=split == "train")  # verifies the published MD5 sums
     except (RuntimeError, OSError) as error:
-        raise ArtifactError(f"{root / 'cifar-10-batches-py'}: damaged: {first_line(error)}; remove it.") from error
-    return _from_arrays(name, data.data, np.asarray(data.targets), _CIFAR10)
+        raise ArtifactError(f"{root / folder}: damaged: {first_line(error)}; remove it.") from error
+    class_names = _CIFAR10 if spec == "cifar10" else tuple(data.classes)
+    return _from_arrays(name, data.data, np.asarray(data.targets), class_names)
 
 
 def _part(name: str, split: Split) -> str:

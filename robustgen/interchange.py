@@ -22,7 +22,7 @@ from robustgen.runs import OpenedRun, open_run
 from robustgen.targets import refuse_goal
 from robustgen.witnesses import read_witnesses
 
-__all__ = ["export_run", "import_adversarials"]
+__all__ = ["export_run", "import_adversarials", "model_info"]
 
 FORMATS = ("robustbench", "tsv")
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -66,7 +66,7 @@ def export_run(run: Path, form: str, out: Path, *, data_dir: Path | None = None)
         out.mkdir(parents=True, exist_ok=True)
         tensor, info = out / "adversarials.pt", out / "model_info.json"
         torch.save(images, tensor)
-        write_json(info, _model_info(opened))
+        write_json(info, model_info(opened))
     return [tensor, info]
 
 
@@ -79,7 +79,7 @@ def _export_log(run: Path, out: Path) -> Path:
     return path
 
 
-def _model_info(opened: OpenedRun) -> dict[str, object]:
+def model_info(opened: OpenedRun) -> dict[str, object]:
     """RobustBench's fields; all values are strings but those that it keeps otherwise. Accuracies in per cent."""
     record, spec = opened.record, opened.record.spec
     clean, robust = (f"{100 * e.value:.2f}" for e in (record.clean_accuracy, record.robust_accuracy))

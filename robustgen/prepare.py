@@ -31,6 +31,7 @@ from robustgen.precision import SearchModel, choose_form, parse_form
 from robustgen.ranks import Ranks
 from robustgen.registry import ATTACKS
 from robustgen.rng import ExampleRng
+from robustgen.robustbench_zoo import ROBUSTBENCH, ZooName
 from robustgen.spec import RunSpec, compact_ids
 from robustgen.threat import ThreatModel
 
@@ -39,7 +40,9 @@ __all__ = ["DEFAULT_BATCH", "Job", "Request", "default_data", "prepare"]
 DEFAULT_BATCH = 250
 _PROBE_ROWS = 64
 _EMBEDDED = "fmnist-test-1k"
-_THREATS = {"fmnist-test-1k": "linf:0.1", "fashion-mnist": "linf:0.1", "cifar10": "linf:8/255"}
+_THREATS = {
+    "fmnist-test-1k": "linf:0.1", "fashion-mnist": "linf:0.1", "cifar10": "linf:8/255", "cifar100": "linf:8/255",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,6 +342,8 @@ def default_data(classifier: str | nn.Module) -> str:
     if isinstance(classifier, nn.Module):
         return _EMBEDDED
     classifier = (split_name(classifier) or ("", classifier))[1]
+    if classifier.startswith(ROBUSTBENCH):
+        return ZooName.parse(classifier).data
     path = bundled_cards().get(classifier) or (Path(classifier) if classifier.endswith(".json") else None)
     named = None if path is None else Card.load(path).data
     return _EMBEDDED if named in (None, "fashion-mnist") else named

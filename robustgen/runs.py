@@ -14,6 +14,7 @@ from robustgen.defended import split_name
 from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.nets import TORCHVISION
 from robustgen.record import ExampleRecord, RunRecord
+from robustgen.robustbench_zoo import ROBUSTBENCH
 from robustgen.targets import refuse_parts
 from robustgen.threat import ThreatModel
 
@@ -139,7 +140,7 @@ def load_named_classifier(
     """
     stem = name.partition("+")[0] if weights is not None else name  # NAME+FILE is what NAME with --weights is called
     inner = (split_name(stem) or ("", stem))[1]
-    if given is None and inner not in bundled_cards() and not inner.startswith(TORCHVISION):
+    if given is None and inner not in bundled_cards() and not inner.startswith((TORCHVISION, ROBUSTBENCH)):
         way = "--classifier fmnist-at --weights FILE" if "+" in name else "--classifier python:FILE.py:FUNCTION"
         raise SpecError(
             f"the record calls its classifier '{name}', and nothing of that name can be loaded; say where it comes "

@@ -227,9 +227,14 @@ def test_cifar10_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert not train
             self.data, self.targets = IMAGES, LABELS.tolist()
 
+        classes = tuple("abcdefghijkl")
+
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
     data = load_data("cifar10", data_dir=tmp_path)
     assert torch.equal(torchvision.transforms.functional.to_tensor(IMAGES[3]), data.batch([3])[0][0])
+    (tmp_path / "cifar-100-python").mkdir()
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", Fake)
+    assert load_data("cifar100", data_dir=tmp_path).class_names == tuple("abcdefghijkl")
 
 
 @pytest.mark.parametrize(
@@ -237,6 +242,7 @@ def test_cifar10_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ("fashion-mnist", "FashionMNIST", "fashion-mnist/t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz"),
         ("cifar10", "CIFAR10", "cifar10/test.npz or cifar-10-batches-py/"),
+        ("cifar100", "CIFAR100", "cifar100/test.npz or cifar-100-python/"),
     ],
 )
 def test_missing_data_says_what_gets_it(
@@ -278,7 +284,16 @@ def test_unknown_data() -> None:
     """The nearest name is suggested, and every listed name has a description."""
     with pytest.raises(SpecError, match="unknown data 'fashon-mnist'; did you mean 'fashion-mnist'"):
         load_data("fashon-mnist")
-    assert list(DATA) == ["fmnist-test-1k", "fashion-mnist", "cifar10", "folder:PATH", "npz:PATH"]
+    assert list(DATA) == [
+        "fmnist-test-1k",
+        "fashion-mnist",
+        "cifar10",
+        "cifar100",
+        "corrupted:TYPE:SEVERITY@DATA",
+        "cifar10-c:TYPE:SEVERITY",
+        "folder:PATH",
+        "npz:PATH",
+    ]
     assert all(DATA.values())
 
 
