@@ -19,6 +19,7 @@ from robustgen.patch_threat import PatchThreat
 from robustgen.registry import ATTACKS, PLANS
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
+from robustgen.training.method import make_method
 from robustgen.verify import verify_run
 from robustgen.witnesses import read_witnesses
 from tests.helpers import write_linear_task
@@ -166,6 +167,12 @@ def test_only_attacks_for_windows_are_let_in() -> None:
                 check_goal(PLANS[name](window), window)
     assert ["patch-rs"] == PLANS["queries"](window).labels()
     assert "patch-rs" not in PLANS["queries"](ball).labels()
+
+
+def test_training_knows_balls_only() -> None:
+    """A recipe with a window is refused before any work."""
+    with pytest.raises(SpecError, match="training knows linf, l2, l1, got patch:2x2"):
+        make_method("pgd-at", threat=ThreatModel.parse("patch:2x2"), label_smoothing=0.0, options={})
 
 
 def test_a_run_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
