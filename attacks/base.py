@@ -11,11 +11,11 @@ from torch import Tensor
 from robustgen.attacks.losses import Loss, LossFn, goal_margin, margin
 from robustgen.fields import WHOLE, check_value
 from robustgen.rng import ExampleRng
-from robustgen.threat import Norm, ThreatModel, per_row
+from robustgen.threat import BALLS, Norm, ThreatModel, per_row
 
 __all__ = [
     "SILENT_BY_DEFAULT", "AnswersOnly", "Attack", "Budgeted", "MinimumNorm", "Query", "QueryModel", "Rows", "Sees",
-    "State", "Targetable", "sees", "start_again", "stay_close",
+    "State", "Targetable", "sees", "serves", "start_again", "stay_close",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -258,6 +258,12 @@ class Budgeted:
 def sees(attack: Attack) -> Sees:
     """What an attack must be shown."""
     return attack.sees if isinstance(attack, AnswersOnly) else "gradients"
+
+
+def serves(attack: Attack) -> tuple[Norm, ...]:
+    """The norms of the threat models that an attack knows its way in: `serves`, or every ball where it says nothing."""
+    known: tuple[Norm, ...] = getattr(attack, "serves", BALLS)
+    return known
 
 
 def start_again(x: Tensor, rng: ExampleRng) -> Tensor:

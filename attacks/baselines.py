@@ -11,7 +11,7 @@ from robustgen.attacks.base import QueryModel, Sees, State
 from robustgen.errors import SpecError
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
-from robustgen.threat import ThreatModel
+from robustgen.threat import BALLS, Norm, ThreatModel
 
 __all__ = ["Clean", "RandomNoise"]
 
@@ -23,6 +23,7 @@ class Clean:
 
     restarts: ClassVar[int] = 1
     takes_goal: ClassVar[bool] = True
+    serves: ClassVar[tuple[Norm, ...]] = (*BALLS, "patch")
     rounds: ClassVar[int] = 1
 
     def init(
@@ -43,6 +44,7 @@ class RandomNoise:
     steps: int = 100
     restarts: ClassVar[int] = 1
     takes_goal: ClassVar[bool] = True
+    serves: ClassVar[tuple[Norm, ...]] = (*BALLS, "patch")
     sees: ClassVar[Sees] = "scores"
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustgen.attacks.base import Attack, MinimumNorm
+from robustgen.attacks.base import Attack, MinimumNorm, serves
 from robustgen.attacks.ddn import DDN
 from robustgen.attacks.fab import FABT
 from robustgen.attacks.fmn import FMN, FMNT
@@ -10,11 +10,12 @@ from robustgen.attacks.plans import Entry, Few, Near, Plan, Rung, attack_of
 from robustgen.attacks.sigma_zero import SigmaZero
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import ATTACKS, register_plan
-from robustgen.threat import ThreatModel
+from robustgen.threat import BALLS, ThreatModel
 
 __all__ = ["REPORTS", "check_goal", "goal_threats", "nearest"]
 
 REPORTS = ("accuracy", "distance")
+_EXAMPLES = {"linf": "linf:8/255", "l2": "l2:0.5", "l1": "l1:12", "l0": "l0", "patch": "patch:6x6"}
 
 
 @register_plan("nearest")
@@ -40,7 +41,7 @@ def goal_threats(text: str | ThreatModel, report: str) -> tuple[ThreatModel, ...
     elif len(threats) > 1 or threats[0].bounded:
         raise SpecError(
             f"--report distance looks for the nearest adversarial image in one norm without an eps, got '{text}'; type "
-            f"--threat {threats[0].norm}."
+            f"--threat {threats[0].norm if threats[0].norm in BALLS else BALLS[1]}."
         )
     return threats
 
@@ -58,13 +59,17 @@ def check_goal(plan: Plan, threat: ThreatModel, *, norm_known: bool = True) -> N
             has not this norm; or no attack at all.
     """
     if not plan.attacks and norm_known:
-        raise SpecError(f"plan {plan.name} has no attack for {threat}; type --plan nearest or another norm.")
+        advice = f"--plan {'patches' if threat.norm == 'patch' else 'nearest'}"
+        raise SpecError(f"plan {plan.name} has no attack for {threat}; type {advice} or another norm.")
     for entry in (*plan.attacks, *plan.growth):
         _check_attack(attack_of(entry), entry, threat, norm_known)
 
 
 def _check_attack(attack: Attack, entry: Entry, threat: ThreatModel, norm_known: bool) -> None:
     name = ATTACKS.name_of(attack)
+    if norm_known and threat.bounded and threat.norm not in serves(attack):
+        advice = "--plan patches" if threat.norm == "patch" else f"--threat {_EXAMPLES[serves(attack)[0]]}"
+        raise SpecError(f"attack '{name}' works in {', '.join(serves(attack))}, not in {threat}; type {advice}.")
     if threat.bounded:
         if isinstance(attack, MinimumNorm) and not attack.takes_eps:
             raise SpecError(

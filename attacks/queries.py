@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from robustgen.attacks.bandits import Bandits
-from robustgen.attacks.base import AnswersOnly, Attack
+from robustgen.attacks.base import AnswersOnly, Attack, serves
 from robustgen.attacks.boundary import Boundary
 from robustgen.attacks.decision import DecisionBased
 from robustgen.attacks.estimates import Estimated
 from robustgen.attacks.hopskipjump import HopSkipJump
 from robustgen.attacks.nes import NES
+from robustgen.attacks.patch_rs import PatchRS
 from robustgen.attacks.plans import Few, Near, Plan, Rung
 from robustgen.attacks.simba import SimBA, SimBADCT
 from robustgen.attacks.spsa import SPSA
@@ -30,10 +31,11 @@ def queries(threat: ThreatModel) -> Plan:
 
     Without an eps those that look for the nearest image, which see labels.
     """
-    by_scores: tuple[Attack, ...] = (Square(steps=999), Bandits(), NES(), SPSA(), SimBA(), SimBADCT())
+    by_scores: tuple[Attack, ...] = (Square(steps=999), Bandits(), NES(), SPSA(), SimBA(), SimBADCT(), PatchRS())
     by_labels: tuple[HopSkipJump | Boundary | SurFree, ...] = (HopSkipJump(), Boundary(), SurFree())
     kept = tuple(attack for attack in by_labels if threat.norm in attack.nearest_in)
-    return Plan("queries", 1, (*by_scores, *kept) if threat.bounded else kept, individual=True)
+    scored = tuple(attack for attack in by_scores if threat.norm in serves(attack))
+    return Plan("queries", 1, (*scored, *kept) if threat.bounded else kept, individual=True)
 
 
 def limit(plan: Plan, budget: int) -> Plan:

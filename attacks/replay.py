@@ -13,7 +13,7 @@ from robustgen.attacks.base import QueryModel, State
 from robustgen.errors import SpecError
 from robustgen.registry import register_attack
 from robustgen.rng import ExampleRng
-from robustgen.threat import ThreatModel, per_row
+from robustgen.threat import BALLS, Norm, ThreatModel, per_row
 
 __all__ = ["Replay", "ReplayState"]
 
@@ -37,6 +37,7 @@ class Replay:
     source: Adversarials = field(default_factory=Adversarials)
     project: int = 0
     takes_goal: ClassVar[bool] = True
+    serves: ClassVar[tuple[Norm, ...]] = (*BALLS, "patch")
 
     def __post_init__(self) -> None:
         if self.project not in (0, 1):

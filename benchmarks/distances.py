@@ -19,7 +19,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from robustgen.environment import tune_process
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Cost, Oracle
 from robustgen.precision import SearchModel, choose_form
-from robustgen.threat import Norm, ThreatModel
+from robustgen.threat import BALLS, Norm, ThreatModel
 
 NAME = "distances"
 CLASSIFIERS = {"fmnist-at-l2": 50, "fmnist-standard": 50, "cifar10-at": 25}  # images attacked
@@ -188,7 +188,7 @@ def images(classifier: Classifier, data_dir: Path | None, n: int) -> tuple[Tenso
 
 def norms_for(classifier: Classifier) -> list[Norm]:
     """L0 only where there is one channel: ours counts pixels, others values, which are the same there alone."""
-    return [norm for norm in get_args(Norm) if norm != "l0" or classifier.card.channels == 1]
+    return [norm for norm in (*BALLS, "l0") if norm != "l0" or classifier.card.channels == 1]
 
 
 def main() -> None:
@@ -221,7 +221,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classifier", choices=CLASSIFIERS)
-    parser.add_argument("--norm", choices=get_args(Norm))
+    parser.add_argument("--norm", choices=(*BALLS, "l0"))
     parser.add_argument("--budget", type=int, default=BUDGET, help="forwards and backwards an image")
     parser.add_argument("--images", type=int, help="attacked, instead of what each classifier has")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of the timing")

@@ -13,7 +13,6 @@ import argparse
 import importlib
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from robustgen.benchmarks.distances_peers import INSTALL, Entrant, entrants, mis
 from robustgen.environment import tune_process
 from robustgen.judge import Judge
 from robustgen.oracle import Oracle
-from robustgen.threat import Norm, ThreatModel
+from robustgen.threat import BALLS, Norm, ThreatModel
 
 
 def as_attack(entrant: Entrant, norm: Norm) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
@@ -45,7 +44,7 @@ def main() -> None:
     """Run every attack through AttackBench and print what it says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classifier", choices=CLASSIFIERS, default="fmnist-at-l2")
-    parser.add_argument("--norm", choices=get_args(Norm), default="l2")
+    parser.add_argument("--norm", choices=(*BALLS, "l0"), default="l2")
     parser.add_argument("--budget", type=int, default=BUDGET, help="forwards and backwards an image")
     parser.add_argument("--images", type=int, default=8)
     options = parser.parse_args()

@@ -39,9 +39,9 @@ class Jpeg(Sanitiser):
 
     def chain(self, denoiser: Denoiser | None, rng: ExampleRng) -> Chain:
         """One step."""
-        return single_step(lambda x: straight_through(x, self._compress(x)))
+        return single_step(lambda x: straight_through(x, self.compress(x)))
 
-    def _compress(self, x: Tensor) -> Tensor:
+    def compress(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1], C of 1 or 3, through 8 bits and the codec."""
         if x.shape[1] not in (1, 3):
             raise SpecError(f"jpeg: images have 1 or 3 channels, got {x.shape[1]}.")

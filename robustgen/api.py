@@ -135,6 +135,7 @@ def attack(
     check_goal(Plan("attack", 1, (chosen,)), limits)
     aim = _goal(goal, chosen)
     dataset = load_data((x, y))
+    limits.check_images(dataset.shape)
     classifier = load_classifier(model).to(x.device)
     images, labels = (part.to(x.device) for part in dataset.batch(range(len(dataset))))
     check_classifier(classifier, images[:64], labels)

@@ -185,7 +185,8 @@ def _plan_details(name: str) -> str:
         return f"plan {name}\n\n{inspect.getdoc(plan_files)}"
     bounded = {norm: PLANS[name](ThreatModel(norm, 0.1)).protocol(10) for norm in ("linf", "l2", "l1")}
     free = {norm: PLANS[name](ThreatModel.unbounded(norm)).protocol(10) for norm in ("linf", "l2", "l1", "l0")}
-    protocols = free if name == "nearest" else bounded
+    window = {"patch": PLANS[name](ThreatModel.parse("patch:6x6")).protocol(10)}
+    protocols = {"nearest": free, "patches": window}.get(name, bounded)
     lines = [f"plan {name}", "", inspect.getdoc(PLANS[name]) or "", "", "Protocol, for 10 classes:"]
     return "\n".join([*lines, *(f"  {norm:<4}  {text}" for norm, text in protocols.items())])
 

@@ -257,6 +257,7 @@ from robustgen import (  # noqa: E402 -- these register their commands
     cli_generator,  # noqa: F401
     cli_leaderboard,  # noqa: F401
     cli_new,  # noqa: F401
+    cli_patch,  # noqa: F401
     cli_purify,  # noqa: F401
     cli_reproduce,  # noqa: F401
     cli_runs,  # noqa: F401

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import math
 import socket
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from robustgen.errors import ArtifactError, SpecError
 __all__ = ["ImageFolder", "impatient", "read_folder", "read_idx", "read_image"]
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer before a download is given up
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -134,7 +136,9 @@ def _common_form(paths: list[Path]) -> tuple[tuple[int, int], str]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
-            yield image
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # far more pixels than a file has bytes for
+            with Image.open(path) as image:
+                yield image
+    except (UnidentifiedImageError, OSError, SyntaxError, *_BOMBS) as error:
         raise ArtifactError(f"{path}: cannot be read as an image ({error}); repair or remove it.") from error

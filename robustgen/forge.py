@@ -27,9 +27,10 @@ from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import load_data
 from robustgen.defended import defend
 from robustgen.environment import pick_device
-from robustgen.errors import SpecError, unknown_name
+from robustgen.errors import SpecError
 from robustgen.fields import NOT_NEGATIVE, POSITIVE, SEED, SHARE, WHOLE, Rule, check_value, or_none
 from robustgen.files import read_image
+from robustgen.goals import find_class
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchForm, SearchModel
@@ -137,7 +138,7 @@ def forge(request: ForgeRequest, *, device: str, progress: Progress) -> Forged:
     with strict_float32():
         before = _probabilities(classifier, start, request.seed)
         names = classifier.card.class_names or tuple(map(str, range(len(before))))
-        target = _find_class(request.target, names)
+        target = find_class(request.target, names)
         defended = None if request.purify is None else defend(classifier, request.purify).to(where)
         if request.smooth is not None:
             check_base(classifier, start[None])
@@ -176,17 +177,6 @@ def _start(request: ForgeRequest, card: Card) -> Tensor:
             f"images of {card.size[0]} x {card.size[1]}; resize it first."
         )
     return image
-
-
-def _find_class(text: str, names: tuple[str, ...]) -> int:
-    if text.isdecimal():
-        if int(text) >= len(names):
-            raise SpecError(f"class {text} is none of the {len(names)} classes, 0 to {len(names) - 1}.")
-        return int(text)
-    plain = [name.casefold() for name in names]
-    if text.casefold() not in plain:
-        raise unknown_name("class", text, names, hint=f"Or a number from 0 to {len(names) - 1}.")
-    return plain.index(text.casefold())
 
 
 class _Told(Oracle):

@@ -15,7 +15,7 @@ from robustgen.errors import SpecError, unknown_name
 if TYPE_CHECKING:
     from robustgen.attacks.base import Attack
 
-__all__ = ["UNTARGETED", "Goal", "check_goal_of", "check_labels"]
+__all__ = ["UNTARGETED", "Goal", "check_goal_of", "check_labels", "find_class"]
 
 _KINDS = ("untargeted", "targeted", "least-likely", "next", "all")
 
@@ -125,3 +125,19 @@ def check_labels(goal: Goal, labels: Sequence[int]) -> list[str]:
     if skipped == len(labels):
         raise SpecError(f"--goal {goal}: all {skipped} examples have that label, so there is nothing to attack.")
     return [f"{skipped} of {len(labels)} examples have the label {goal.target}, which is the target: they are skipped."]
+
+
+def find_class(text: str, names: Sequence[str]) -> int:
+    """The class of that number or name.
+
+    Raises:
+        SpecError: no such class; the nearest name is suggested.
+    """
+    if text.isdecimal():
+        if int(text) >= len(names):
+            raise SpecError(f"class {text} is none of the {len(names)} classes, 0 to {len(names) - 1}.")
+        return int(text)
+    plain = [name.casefold() for name in names]
+    if text.casefold() not in plain:
+        raise unknown_name("class", text, names, hint=f"Or a number from 0 to {len(names) - 1}.")
+    return plain.index(text.casefold())

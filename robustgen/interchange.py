@@ -58,6 +58,8 @@ def export_run(run: Path, form: str, out: Path, *, data_dir: Path | None = None)
     refuse_distances(run, opened.record, "export")
     if len(opened.threats) > 1:
         raise SpecError(f"{run} has several threat models, RobustBench knows one; evaluate with one --threat.")
+    if opened.threat.norm not in _NORMS:
+        raise SpecError(f"--format robustbench: it knows Linf, L2 and L1, and {run} is of {opened.threat}.")
     images, _ = opened.dataset.batch(opened.ids)
     row = {id_: k for k, id_ in enumerate(opened.ids)}
     for id_, image in read_witnesses(run):

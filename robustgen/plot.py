@@ -87,6 +87,8 @@ def plot_run(
     held = open_run(run, data_dir)
     if len(held.threats) > 1:
         raise SpecError(f"{run} evaluates a union of threat models, which has no one eps to draw a curve over.")
+    if held.threat.norm == "patch":
+        raise SpecError(f"{run} is of {held.threat}, which has no eps to draw a curve over; evaluate several sizes.")
     out = out or run
     sweep = _read_sweep([out, run], held, n)
     model = None

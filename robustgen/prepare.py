@@ -136,6 +136,8 @@ def prepare(
     ids = _choose_ids(request, dataset)
     classifier = _load(request, dataset).to(where)
     threats = threats or goal_threats(_default_threat(classifier, dataset, request.report), request.report)
+    for threat in threats:
+        threat.check_images(dataset.shape)
     plans = [_plan_for(request, classifier, threat) for threat in threats]
     stages, growth, escalation = _stages(plans, threats)
     x, y = (part.to(where) for part in dataset.batch(ids[:_PROBE_ROWS]))
@@ -222,6 +224,7 @@ def _plan_of(request: Request, threat: ThreatModel, *, known: bool = True) -> Pl
     """The plan as asked for; `known` says whether the threat model is the one that will be attacked."""
     named = isinstance(request.classifier, str) and split_name(request.classifier) is not None
     default = "adaptive" if named or request.purify is not None else "rapid"
+    default = "patches" if threat.norm == "patch" else default
     default = default if threat.bounded else "nearest"
     default = default if request.queries is None else "queries"
     plan = _with_start(parse_plan(request.plan or default, request.attacks, threat), request.start)
@@ -276,7 +279,8 @@ def _stages(plans: Sequence[Plan], threats: Sequence[ThreatModel]) -> tuple[tupl
     """The attacks of a plan under each threat model in turn, those of its growth, and those of its escalation."""
     parts: tuple[list[Stage], ...] = ([], [], [])
     for plan, threat in zip(plans, threats, strict=True):
-        prefix = f"{threat.norm}/" if len(threats) > 1 else ""
+        alike = sum(other.norm == threat.norm for other in threats) > 1
+        prefix = "" if len(threats) == 1 else f"{threat if alike else threat.norm}/"
         labels = iter([prefix + label for label in plan.labels()])
         groups: tuple[Sequence[Entry], ...] = (plan.attacks, plan.growth, plan.escalation)
         for part, entries in zip(parts, groups, strict=True):

@@ -2,12 +2,15 @@
 
 Images are (B, C, H, W) float32 in [0, 1]; eps and distances are in the same unit. Only `l0` counts instead: pixels,
 that is places of the image at which any channel differs. A threat model without an eps, written `l2` alone, holds all
-of [0, 1]: its norm says how far away an adversarial image is, which is what minimum-norm attacks make small.
+of [0, 1]: its norm says how far away an adversarial image is, which is what minimum-norm attacks make small. `patch`
+is a window of pixels instead of a ball: `robustgen.patch_threat` holds its geometry.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
@@ -18,10 +21,10 @@ from robustgen.eps import parse_eps
 from robustgen.errors import SpecError, unknown_name
 from robustgen.rng import ExampleRng
 
-__all__ = ["Norm", "ThreatModel", "norm_of", "per_row"]
+__all__ = ["BALLS", "Norm", "ThreatModel", "norm_of", "per_row"]
 
-Norm = Literal["linf", "l2", "l1", "l0"]
-_BOUNDED: tuple[Norm, ...] = ("linf", "l2", "l1")  # the norms with an eps
+Norm = Literal["linf", "l2", "l1", "l0", "patch"]
+BALLS: tuple[Norm, ...] = ("linf", "l2", "l1")  # the norms with an eps
 
 _TINY = 1e-12
 _BISECTIONS = 26  # leaves 2^-26 of the largest coordinate: less than float32 tells apart
@@ -38,7 +41,8 @@ class ThreatModel:
     """A ball of radius `eps` in `norm` around each image, intersected with the box [0, 1].
 
     Args:
-        norm: "linf", "l2", "l1"; "l0", the number of pixels that differ in any channel, only without an eps.
+        norm: "linf", "l2", "l1"; "l0", the number of pixels that differ in any channel, only without an eps; "patch"
+            where the class is `PatchThreat`.
         eps: radius in pixel units of [0, 1]; positive and finite, or infinite with no text: no eps at all.
         text: eps as it was written ("8/255"), kept for printing.
     """
@@ -50,6 +54,8 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise unknown_name("norm", str(self.norm), get_args(Norm))
+        if self.norm == "patch":
+            raise SpecError("threat: a patch has a size, not an eps; type ThreatModel.parse('patch:6x6').")
         if math.isinf(self.eps) and self.eps > 0 and not self.text:
             return
         shown = self.text or repr(self.eps)
@@ -75,7 +81,7 @@ class ThreatModel:
 
     @classmethod
     def parse(cls, text: str | ThreatModel, *, bare: bool = False) -> ThreatModel:
-        """Read "linf:8/255", "L2:0.5", "l1:12"; `str()` gives the same back.
+        """Read "linf:8/255", "L2:0.5", "l1:12", "patch:6x6"; `str()` gives the same back.
 
         Args:
             text: what was typed.
@@ -90,8 +96,12 @@ class ThreatModel:
         norm, eps = norm.strip().lower(), eps.strip()
         if norm not in get_args(Norm):
             raise unknown_name(
-                "norm", norm, get_args(Norm), hint="A threat model reads like linf:8/255, l2:0.5 or l1:12."
+                "norm", norm, get_args(Norm), hint="A threat model reads like linf:8/255, l2:0.5, l1:12 or patch:6x6."
             )
+        if norm == "patch":
+            from robustgen.patch_threat import PatchThreat  # it stands on this module
+
+            return PatchThreat.of(eps)
         if bare and not colon:
             return cls.unbounded(cast(Norm, norm))
         if not colon or not eps:
@@ -103,7 +113,8 @@ class ThreatModel:
         """Read one threat model or several with commas: "linf:8/255,l2:0.5" is the union of the two."""
         if isinstance(text, ThreatModel):
             return (text,)
-        parsed = tuple(cls.parse(part, bare=bare) for part in text.split(","))
+        parts = re.split(r",(?=\s*[A-Za-z])", text)  # a patch holds a comma of its own: patch:6x6@2,3
+        parsed = tuple(cls.parse(part, bare=bare) for part in parts)
         if len({str(threat) for threat in parsed}) < len(parsed):
             raise SpecError(f"threat: '{text}' names one of its threat models twice.")
         return parsed
@@ -119,6 +130,13 @@ class ThreatModel:
     def scaled(self, factor: float) -> ThreatModel:
         """The same norm with eps multiplied by `factor`."""
         return ThreatModel(self.norm, self.eps * factor)
+
+    def check_images(self, shape: Sequence[int]) -> None:
+        """Refuse images (C, H, W) that this threat model cannot be about; a ball is about any.
+
+        Raises:
+            SpecError: they are too small for it.
+        """
 
     @property
     def tolerance(self) -> float:
@@ -175,7 +193,7 @@ class ThreatModel:
             surface: scale the perturbation to length eps before clipping, as APGD and AutoAttack do.
         """
         if not self.bounded:
-            example = _example(self.norm if self.norm in _BOUNDED else "l1")
+            example = _example(self.norm if self.norm in BALLS else "l1")
             raise SpecError(f"threat {self}: this attack starts inside an eps; type --threat {example}.")
         shape = x.shape[1:]
         if self.norm == "linf":

@@ -23,8 +23,8 @@ from tests.helpers import assert_global_rng_untouched, make_convnet, make_images
 # One small instance of every attack, with the norms it knows. A registered attack that is missing here fails a test;
 # `replay`, which needs a file, is tried in test_interchange.py.
 INSTANCES = {
-    "clean": ("clean", ("linf", "l2", "l1")),
-    "noise": ("noise:steps=10", ("linf", "l2", "l1")),
+    "clean": ("clean", ("linf", "l2", "l1", "patch")),
+    "noise": ("noise:steps=10", ("linf", "l2", "l1", "patch")),
     "fgsm": ("fgsm", ("linf", "l2", "l1")),
     "pgd": ("pgd:steps=15:restarts=2", ("linf", "l2", "l1")),
     "apgd-ce": ("apgd-ce:steps=15:restarts=2", ("linf", "l2", "l1")),
@@ -44,11 +44,13 @@ INSTANCES = {
     "fmn-t": ("fmn-t:steps=10:restarts=3", ("linf", "l2", "l1")),
     "fab": ("fab:steps=10:restarts=2", ("linf", "l2", "l1")),
     "fab-t": ("fab-t:steps=10:restarts=3", ("linf", "l2", "l1")),
+    "patch-pgd": ("patch-pgd:places=9:keep=2:steps=4", ("patch",)),
+    "patch-rs": ("patch-rs:queries=40", ("patch",)),
 }
 FORWARDS = {"fab": 5, "fab-t": 2}  # images sent forward in a round with the five classes of `subject`; 1 for the others
 START = {"malt": 8}  # a look at the clean image, and the slope towards each wrong class; 3 for the others
 CASES = [(text, norm) for text, norms in INSTANCES.values() for norm in norms]
-EPS = {"linf": 0.02, "l2": 0.2, "l1": 1.5}
+THREATS = {"linf": "linf:0.02", "l2": "l2:0.2", "l1": "l1:1.5", "patch": "patch:2x3"}
 WHITE_BOX = [
     "fgsm",
     "pgd:steps=40",
@@ -90,9 +92,9 @@ def test_every_attack_is_tried() -> None:
 
 @pytest.mark.parametrize(("text", "norm"), CASES)
 def test_contract(text: str, norm: str, subject: tuple[nn.Module, Tensor, Tensor]) -> None:
-    """Inside the ball and the box; model, gradients and global generator as found; costs counted."""
+    """Inside the threat model; model, gradients and global generator as found; costs counted."""
     model, x, y = subject
-    threat = ThreatModel(norm, EPS[norm])  # type: ignore[arg-type]
+    threat = ThreatModel.parse(THREATS[norm])
     attack = parse_attack(text)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with assert_global_rng_untouched():
@@ -121,7 +123,7 @@ def test_batch_order_shards_and_threads_change_nothing(
     """Each example meets the same fate alone, in a batch, in reverse order, in one of three shards, on one thread."""
     model, x, y = subject
     model, x = _double(model), x.double()
-    threat = ThreatModel(norm, EPS[norm])  # type: ignore[arg-type]
+    threat = ThreatModel.parse(THREATS[norm])
     attack = parse_attack(text)
     fates, ids, threads = [], list(range(24)), torch.get_num_threads()
     for batch_size, shards, cores in (
@@ -171,16 +173,17 @@ def test_optimal_on_a_linear_classifier(text: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 8, 1000])
-@pytest.mark.parametrize("text", [text for text, _ in INSTANCES.values()])
-def test_any_number_of_classes(text: str, classes: int) -> None:
+@pytest.mark.parametrize(("text", "norms"), INSTANCES.values())
+def test_any_number_of_classes(text: str, norms: tuple[str, ...], classes: int) -> None:
     """Losses that need a third or fourth logit, and targets that do not exist, are no obstacle."""
     model = make_linear((1, 5, 9), classes=classes)
     x, y = make_images(model, 4, (1, 5, 9))
-    outcomes = attack_all(parse_attack(text), model, x, y, ThreatModel("linf", 0.3), batch_size=4, order=[0, 1, 2, 3])
+    threat = ThreatModel.parse("patch:4x6" if "linf" not in norms and "patch" in norms else "linf:0.3")
+    outcomes = attack_all(parse_attack(text), model, x, y, threat, batch_size=4, order=[0, 1, 2, 3])
     assert all(o.error is None for o in outcomes.values())
     if classes == 1:
         assert not any(o.broken for o in outcomes.values())
-    elif text.startswith(("pgd", "apgd", "square", "fab")):
+    elif text.startswith(("pgd", "apgd", "square", "fab", "patch-pgd")):
         assert all(o.broken for o in outcomes.values())
 
 

@@ -46,7 +46,7 @@ TASK_ATTACKS = "square,simba,hopskipjump"
 def test_what_each_attack_sees() -> None:
     """The registry's answers: gradients unless an attack says less."""
     said = {name: sees(parse_attack(name)) for name in ATTACKS if name != "replay"}
-    assert set(SCORES) == {name for name, seen in said.items() if seen == "scores"}
+    assert {*SCORES, "patch-rs"} == {name for name, seen in said.items() if seen == "scores"}
     assert set(LABELS) == {name for name, seen in said.items() if seen == "labels"}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import Registry
 from robustgen.rng import ExampleRng
-from robustgen.threat import ThreatModel
+from robustgen.threat import BALLS, ThreatModel
 
 __all__ = ["METHODS", "Attacked", "Method", "Remade", "make_method", "register_method"]
 
@@ -86,6 +86,8 @@ def make_method(name: str, *, threat: ThreatModel | None, label_smoothing: float
     """
     if name not in METHODS:
         raise unknown_name("training.method", name, METHODS)
+    if threat is not None and threat.norm not in BALLS:
+        raise SpecError(f"training.threat: training knows {', '.join(BALLS)}, got {threat}; type for example linf:0.1.")
     kind = METHODS[name]
     takes = [entry.name for entry in fields(kind) if entry.name not in _GIVEN]
     for key in options:

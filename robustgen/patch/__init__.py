@@ -1,0 +1,1 @@
+"""Universal adversarial patches: training, held-out measurement, print."""
