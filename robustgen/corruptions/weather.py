@@ -55,7 +55,10 @@ def frost(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Arra
 
 
 def fog(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:
-    """Add a fractal cloud and bring the brightest value back to where it was; c is (amount, decay)."""
+    """Add a fractal cloud and bring the brightest value back to where it was; c is (amount, decay).
+
+    Differs: the cloud is made of octaves of noise, in place of midpoint displacement with the same decay.
+    """
     amount, decay = c
     cloud = plasma(rng, x.shape[2], x.shape[3], decay, "fog")[:, None]
     highest = np.maximum(x.max((1, 2, 3), keepdims=True), 1e-12)
