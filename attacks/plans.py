@@ -108,7 +108,7 @@ class Plan:
 
     def protocol(self, classes: int) -> str:
         """Everything that is run, in one line, for a classifier with so many classes."""
-        parts = [" > ".join(describe(attack, classes) for attack in self.attacks) or "no attack"]
+        parts = [" > ".join(describe(attack, classes) for attack in self.attacks)]
         if self.individual:
             parts.append("each attack on all correctly classified examples")
         if self.eot > 1:

@@ -70,7 +70,7 @@ _ALL = (
         "digital", digital.elastic_transform,
         ((0.4, 2.5, 0.3), (0.6, 2.5, 0.5), (0.8, 2.5, 0.7), (1.0, 2.5, 0.9), (1.3, 2.5, 1.2)),
     ),
-    Corruption("digital", digital.pixelate, ((0.90,), (0.80,), (0.70,), (0.60,), (0.50,))),
+    Corruption("digital", digital.pixelate, ((0.85,), (0.70,), (0.58,), (0.47,), (0.38,))),
     Corruption("digital", digital.jpeg_compression, ((80,), (65,), (58,), (50,), (40,)), published=True),
 )  # fmt: skip
 
