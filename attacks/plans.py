@@ -139,10 +139,14 @@ class Plan:
         return any(isinstance(attack, Rung) for attack in (*self.attacks, *self.growth))
 
     def labels(self) -> list[str]:
-        """One distinct name an attack, escalation included: the registered one, numbered where it occurs again."""
+        """One distinct name an attack, escalation included: the registered one, numbered where it occurs again.
+
+        The look at the clean images, which every run begins with, is called "clean": that attack is the second.
+        """
         names = [ATTACKS.name_of(attack_of(entry)) for entry in self.entries()]
         names = [f"{c.crossing}/{n}" if isinstance(c, Rung) else n for c, n in zip(self.entries(), names, strict=True)]
-        return [f"{n}#{names[: k + 1].count(n)}" if names[:k].count(n) else n for k, n in enumerate(names)]
+        names = ["clean", *names]
+        return [f"{n}#{names[: k + 1].count(n)}" if names[:k].count(n) else n for k, n in enumerate(names)][1:]
 
     def entries(self) -> tuple[Entry, ...]:
         """All that it can come to: attacks, growth, escalation."""

@@ -212,7 +212,8 @@ def mce(summary: Mapping[str, Any], base: Mapping[str, Any]) -> float:
 
 
 def _errors(table: Mapping[str, Any], name: str) -> float:
-    return sum(1 - cell["accuracy"]["value"] for cell in table["cells"] if cell["type"] == name)
+    errors: float = sum(1 - cell["accuracy"]["value"] for cell in table["cells"] if cell["type"] == name)
+    return errors
 
 
 def _read(path: Path) -> dict[str, Any]:
