@@ -121,7 +121,7 @@ class Plan:
 
     def protocol(self, classes: int) -> str:
         """Everything that is run, in one line, for a classifier with so many classes."""
-        parts = [" > ".join(describe(attack, classes) for attack in self.attacks) or "no attack"]
+        parts = [" > ".join(describe(attack, classes) for attack in self.attacks)]
         if self.individual:
             parts.append("each attack on all correctly classified examples")
         if self.eot > 1:
@@ -152,10 +152,14 @@ class Plan:
         return any(isinstance(attack, Rung) for attack in (*self.attacks, *self.growth))
 
     def labels(self) -> list[str]:
-        """One distinct name an attack, escalation included: the registered one, numbered where it occurs again."""
+        """One distinct name an attack, escalation included: the registered one, numbered where it occurs again.
+
+        The look at the clean images, which every run begins with, is called "clean": that attack is the second.
+        """
         names = [ATTACKS.name_of(attack_of(entry)) for entry in self.entries()]
         names = [f"{c.crossing}/{n}" if isinstance(c, Rung) else n for c, n in zip(self.entries(), names, strict=True)]
-        return [f"{n}#{names[: k + 1].count(n)}" if names[:k].count(n) else n for k, n in enumerate(names)]
+        names = ["clean", *names]
+        return [f"{n}#{names[: k + 1].count(n)}" if names[:k].count(n) else n for k, n in enumerate(names)][1:]
 
     def entries(self) -> tuple[Entry, ...]:
         """All that it can come to: attacks, growth, escalation."""

@@ -56,8 +56,8 @@ def evaluate(
     """Measure clean and robust accuracy, each with its interval, and leave a record that can be checked.
 
     Args:
-        classifier: a name (`robustgen list classifiers`), a card file, "torchvision:NAME", "python:FILE.py:FUNCTION" or
-            a module: (B, C, H, W) float32 in [0, 1] -> logits (B, K).
+        classifier: a name (`robustgen list classifiers`), a card file, "torchvision:NAME", "robustbench:NAME",
+            "python:FILE.py:FUNCTION" or a module: (B, C, H, W) float32 in [0, 1] -> logits (B, K).
         data: a name (`robustgen list data`), "folder:PATH", "npz:PATH" or images (N, C, H, W) and labels (N,); by
             default what the classifier's card names, or the embedded images.
         threat: "linf:8/255", "l2:0.5", "l1:12"; by default what the classifier or the data is known for.

@@ -164,6 +164,14 @@ def test_run_folder_holds_the_evidence(work: Path, command: Command) -> None:
     assert all(record[key] == value for key, value in stored.items() if key != "attacks")
 
 
+def test_shell_completes(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    """A shell that asks for the commands beginning with "corr" is told of the one there is."""
+    for name, value in (("", "complete_bash"), ("_WORDS", "robustgen corr"), ("_CWORD", "1")):
+        monkeypatch.setenv(f"COMP{name}" if name else "_ROBUSTGEN_COMPLETE", value)
+    result = command()
+    assert (result.code, result.out.split()) == (0, ["corruptions"])
+
+
 def test_same_seed_same_figures(work: Path, command: Command) -> None:
     """Everything but the clock is the same twice, for any batch size; another seed is another run."""
     for out, more in (("a", ()), ("b", ("--batch-size", "7")), ("c", ("--seed", "1"))):

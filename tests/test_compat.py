@@ -265,6 +265,8 @@ def test_benchmark_is_eval_on_the_test_set(cifar: Path, short: None, capsys: pyt
         ({"threat_model": "corruptions_3d"}, "15 common corruptions only"),
         ({"threat_model": "L1"}, "unknown threat_model 'L1'"),
         ({}, "threat_model Linf needs an eps"),
+        ({"threat_model": "corruptions", "eps": 0.1}, "has no eps"),
+        ({"threat_model": "corruptions"}, "get CIFAR-10-C.tar from"),
         ({"eps": 0.1, "to_disk": True}, "needs a model_name"),
         ({"eps": 0.1, "preprocessing": "Res256Crop224"}, "taken as they are"),
         ({"eps": 0.1, "n_examples": 13}, "cifar10 has 12 examples"),

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+import robustgen
 from robustgen.attacks.apgd import APGDT
+from robustgen.attacks.baselines import Clean
 from robustgen.attacks.pgd import PGD
 from robustgen.attacks.plans import Near, Plan, parse_plan
 from robustgen.attacks.square import Square
 from robustgen.errors import SpecError
 from robustgen.registry import PLANS
 from robustgen.threat import ThreatModel
+from tests.helpers import make_images, make_linear
 
 LINF, L1 = ThreatModel("linf", 0.1), ThreatModel("l1", 10.0)
 
@@ -39,6 +42,17 @@ def test_every_plan_serves_every_norm(name: str, threat: ThreatModel) -> None:
 def test_repeated_attacks_get_distinct_labels() -> None:
     """So that each has its own row."""
     assert ["pgd", "apgd-t", "pgd#2"] == Plan("x", 1, (PGD(), APGDT(), PGD(steps=3))).labels()
+
+
+def test_the_look_at_clean_images_is_no_attack(tmp_path: Path) -> None:
+    """The baseline `clean` has a label of its own, and a run of it alone breaks nothing that is right."""
+    assert Plan("mine", 1, (Clean(), PGD(), PGD())).labels() == ["clean#2", "pgd", "pgd#2"]
+    net = make_linear()
+    x, y = make_images(net, 6)
+    y[0] = (y[0] + 1) % 4
+    record = robustgen.evaluate(net, (x, y), "linf:0.1", attacks="clean", precision="float32", out=tmp_path / "run")
+    assert (record.clean_accuracy.value, record.robust_accuracy.value) == (5 / 6, 5 / 6)
+    assert [(attack.name, attack.broken, attack.forwards) for attack in record.attacks] == [("clean#2", 0, 5)]
 
 
 def test_attacks_from_the_command_line() -> None:

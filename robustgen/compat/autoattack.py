@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -190,4 +190,4 @@ class AutoAttack:
 def _home(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lies; the CPU where it has none."""
     first = next(iter([*model.parameters(), *model.buffers()]), None)
-    return torch.device("cpu") if first is None else cast(torch.device, first.device)
+    return torch.device("cpu") if first is None else first.device

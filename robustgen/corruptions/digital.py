@@ -20,7 +20,8 @@ __all__ = ["contrast", "elastic_transform", "jpeg_compression", "pixelate"]
 def contrast(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:
     """Draw every pixel towards the mean of its channel; c is (share that stays,)."""
     mean = x.mean((2, 3), keepdims=True)
-    return mean + c[0] * (x - mean)
+    drawn: Array = mean + c[0] * (x - mean)
+    return drawn
 
 
 def elastic_transform(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:

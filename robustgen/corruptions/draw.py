@@ -73,7 +73,8 @@ def plasma(rng: ExampleRng, height: int, width: int, decay: float, purpose: str)
         grid = uniform(rng, (cells + 1, cells + 1), f"{purpose}/{octave}")
         field += decay**-octave * enlarge(grid, height, width)
     low, high = field.min((1, 2), keepdims=True), field.max((1, 2), keepdims=True)
-    return (field - low) / np.maximum(high - low, 1e-12)
+    scaled: Array = (field - low) / np.maximum(high - low, 1e-12)
+    return scaled
 
 
 def enlarge(grid: Array, height: int, width: int) -> Array:
@@ -84,7 +85,8 @@ def enlarge(grid: Array, height: int, width: int) -> Array:
 def _linear(points: int, size: int) -> Array:
     """(size, points) weights of linear interpolation."""
     place = np.linspace(0, points - 1, size)
-    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(points)[None, :]))
+    weights: Array = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(points)[None, :]))
+    return weights
 
 
 def box(x: Array, height: int, width: int) -> Array:
@@ -99,4 +101,5 @@ def _covering(old: int, new: int) -> Array:
     low, high = edges[:-1, None], edges[1:, None]
     pixels = np.arange(old)[None, :]
     shared = np.minimum(high, pixels + 1) - np.maximum(low, pixels)
-    return np.maximum(shared, 0) * new / old
+    shares: Array = np.maximum(shared, 0) * new / old
+    return shares

@@ -59,8 +59,8 @@ _ALL = (
     Corruption("blur", blur.zoom_blur, ((1.06,), (1.11,), (1.16,), (1.21,), (1.26,))),
     Corruption(
         "weather", weather.snow,
-        ((0.10, 0.65, 2, 0.95), (0.14, 0.60, 2.5, 0.92), (0.18, 0.56, 3, 0.88), (0.22, 0.53, 3.5, 0.84),
-         (0.26, 0.50, 4, 0.80)),
+        ((0.05, 0.65, 2, 0.95), (0.08, 0.62, 2.5, 0.92), (0.11, 0.59, 3, 0.88), (0.14, 0.56, 3.5, 0.84),
+         (0.17, 0.53, 4, 0.80)),
     ),
     Corruption("weather", weather.frost, ((1.0, 0.25), (0.95, 0.40), (0.90, 0.50), (0.85, 0.60), (0.75, 0.70))),
     Corruption("weather", weather.fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)), published=True),
@@ -70,7 +70,7 @@ _ALL = (
         "digital", digital.elastic_transform,
         ((0.4, 2.5, 0.3), (0.6, 2.5, 0.5), (0.8, 2.5, 0.7), (1.0, 2.5, 0.9), (1.3, 2.5, 1.2)),
     ),
-    Corruption("digital", digital.pixelate, ((0.90,), (0.80,), (0.70,), (0.60,), (0.50,))),
+    Corruption("digital", digital.pixelate, ((0.85,), (0.70,), (0.58,), (0.47,), (0.38,))),
     Corruption("digital", digital.jpeg_compression, ((80,), (65,), (58,), (50,), (40,)), published=True),
 )  # fmt: skip
 

@@ -65,7 +65,8 @@ class _Drawn:
             ids = range(block * _BLOCK, min((block + 1) * _BLOCK, len(self.base)))
             x = corrupt(self.base.batch(ids)[0], self.name, self.severity, ExampleRng.of(self.seed, ids))
             self.blocks[block] = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-        return self.blocks[block][row]
+        image: npt.NDArray[np.uint8] = self.blocks[block][row]
+        return image
 
 
 def _published(spec: str, name: str, severity: int, root: Path) -> Dataset:

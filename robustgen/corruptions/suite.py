@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from robustgen.attacks.baselines import Clean
 from robustgen.attacks.plans import Plan
 from robustgen.classifiers import Classifier, load_classifier
 from robustgen.corruptions.kinds import CORRUPTIONS, SEVERITIES, check_severity, corruption_of
@@ -26,8 +27,8 @@ from robustgen.usercode import first_line
 __all__ = ["SUMMARY", "CorruptionRequest", "mce", "measure_clean", "measure_corruptions"]
 
 SUMMARY = "corruptions.json"
-_CLEAN = Plan("clean", 1, ())
-_THREAT = "linf:8/255"  # which a run must name, and nothing here uses: no attack is run
+_CLEAN = Plan("clean", 1, (Clean(),))
+_THREAT = "linf:8/255"  # which a run must name, and nothing here uses
 _SAME = ("data", "ids", "n", "seed", "types", "severities")
 
 
@@ -137,9 +138,10 @@ def measure_corruptions(
 
 def measure_clean(
     classifier: Classifier, data: str, *, out: Path, n: int | None = None, ids: str | None = None, seed: int = 0,
-    data_dir: Path | None = None, device: str = "auto", batch_size: int | None = None, progress: Progress | None = None,
+    data_dir: Path | None = None, device: str = "auto", batch_size: int | None = None,
+    progress: Progress | None = None,
 ) -> RunRecord:  # fmt: skip
-    """A run without any attack on data by name, in float32; arguments as in `robustgen.evaluate`."""
+    """A run in float32 that only asks about the images themselves; arguments as in `robustgen.evaluate`."""
     asked = Request(
         classifier=classifier, data=data, threat=_THREAT, plan=_CLEAN, n=n, ids=ids, seed=seed, precision="float32",
         data_dir=data_dir,
@@ -210,7 +212,8 @@ def mce(summary: Mapping[str, Any], base: Mapping[str, Any]) -> float:
 
 
 def _errors(table: Mapping[str, Any], name: str) -> float:
-    return sum(1 - cell["accuracy"]["value"] for cell in table["cells"] if cell["type"] == name)
+    errors: float = sum(1 - cell["accuracy"]["value"] for cell in table["cells"] if cell["type"] == name)
+    return errors
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -55,18 +55,23 @@ def frost(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Arra
 
 
 def fog(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:
-    """Add a fractal cloud and bring the brightest value back to where it was; c is (amount, decay)."""
+    """Add a fractal cloud and bring the brightest value back to where it was; c is (amount, decay).
+
+    Differs: the cloud is made of octaves of noise, in place of midpoint displacement with the same decay.
+    """
     amount, decay = c
     cloud = plasma(rng, x.shape[2], x.shape[3], decay, "fog")[:, None]
     highest = np.maximum(x.max((1, 2, 3), keepdims=True), 1e-12)
-    return (x + amount * cloud) * highest / (highest + amount)
+    foggy: Array = (x + amount * cloud) * highest / (highest + amount)
+    return foggy
 
 
 def brightness(x: Array, c: tuple[float, ...], rng: ExampleRng, scale: float) -> Array:
     """Raise the value in HSV, hue and saturation unchanged; c is (by how much,)."""
     value = x.max(1, keepdims=True)
     raised = np.minimum(value + c[0], 1)
-    return np.where(value > 0, x * raised / np.maximum(value, 1e-12), raised)
+    brighter: Array = np.where(value > 0, x * raised / np.maximum(value, 1e-12), raised)
+    return brighter
 
 
 def _grey(x: Array) -> Array:
