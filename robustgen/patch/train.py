@@ -61,7 +61,8 @@ def train_patch(
             trainer.load_state(checkpoint)
         begins = f"goes on after step {trainer.at}" if trainer.at else "begins"
         folder.note(
-            f"training {begins}: {design.spec.steps} steps, {len(design.ids)} images, target {_aim(design)}, {design.spec.precision}."
+            f"training {begins}: {design.spec.steps} steps, {len(design.ids)} images, target {_aim(design)}, "
+            f"in {design.spec.precision}."
         )
         folder.progress.start("patch", design.spec.steps)
         while trainer.at < design.spec.steps:
