@@ -36,6 +36,7 @@ class PatchPGDState(State):
         keep, steps: those of the attack, which decide when a row ends.
     """
 
+    threat: PatchThreat
     x_next: Tensor
     corner: Tensor
     tried: Tensor
@@ -133,7 +134,6 @@ def _rank(s: PatchPGDState, grad: Tensor, first: Tensor) -> PatchPGDState:
     """After the clean image: what each window gains to first order, and so which ones are tried."""
     if not first.any():
         return s
-    assert isinstance(s.threat, PatchThreat)
     best = (grad > 0).to(s.x)
     gains = s.threat.window_sums((grad * (best - s.x)).sum(1).double())
     apart = -(-s.threat.height // 2), -(-s.threat.width // 2)

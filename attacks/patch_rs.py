@@ -33,6 +33,7 @@ class PatchRSState(State):
         best: (B,), its margin; +inf before the first query.
     """
 
+    threat: PatchThreat
     x_next: Tensor
     content: Tensor
     place: Tensor
@@ -84,7 +85,6 @@ class PatchRS(Budgeted):
     def step(self, oracle: QueryModel, s: State) -> PatchRSState:
         """Query the proposal, keep it where the margin falls, and make the next one."""
         assert isinstance(s, PatchRSState)
-        assert isinstance(s.threat, PatchThreat)
         logits = oracle.logits(s.x_next)
         gap = s.gap(logits).to(s.x)
         better = gap < s.best
@@ -116,7 +116,6 @@ class PatchRS(Budgeted):
 
     def _moved(self, s: PatchRSState, words: Tensor) -> Tensor:
         """(B,) a place near the kept one, never the same where there is another."""
-        assert isinstance(s.threat, PatchThreat)
         rows, columns = s.threat.places(s.x)
         left = (1 - s.i / self.queries).clamp(min=0)
         row = _shifted(s.kept_place // columns, rows, left, words[:, 3])

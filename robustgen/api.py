@@ -60,8 +60,9 @@ def evaluate(
             "python:FILE.py:FUNCTION" or a module: (B, C, H, W) float32 in [0, 1] -> logits (B, K).
         data: a name (`robustgen list data`), "folder:PATH", "npz:PATH" or images (N, C, H, W) and labels (N,); by
             default what the classifier's card names, or the embedded images.
-        threat: "linf:8/255", "l2:0.5", "l1:12"; by default what the classifier or the data is known for.
-        plan: a name (`robustgen list plans`) or a TOML file; by default "rapid", "adaptive" behind a purifier.
+        threat: "linf:8/255", "l2:0.5", "l1:12" or "patch:6x6"; by default what classifier or data are known for.
+        plan: a name (`robustgen list plans`) or a TOML file; by default "rapid", "adaptive" behind a purifier,
+            "patches" under a patch.
         attacks: instead of a plan, attacks with commas, such as "pgd:steps=20,square".
         goal: what counts as a success: "targeted:3", "least-likely", "next", "all" (every class in turn), or any wrong
             class, which is the default where the plan does not say otherwise.

@@ -45,7 +45,8 @@ def eval_command(
         ),
     ] = None,
     threat: Annotated[
-        str | None, typer.Option(help="Such as linf:8/255, l2:0.5 or l1:12; linf, l2, l1 or l0 with --report distance.")
+        str | None,
+        typer.Option(help="Such as linf:8/255, l2:0.5, l1:12 or patch:6x6; linf, l2, l1, l0 with --report distance."),
     ] = None,
     report: Annotated[
         str, typer.Option(help="accuracy inside the eps of --threat, or distance of the nearest adversarial images.")
@@ -53,7 +54,7 @@ def eval_command(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Plan by name or TOML file (default: rapid; adaptive with --purify; nearest for distance; queries)."
+            help="Plan by name or TOML file (default: rapid; adaptive, nearest, queries or patches where they fit)."
         ),
     ] = None,
     attacks: Annotated[str | None, typer.Option(help="Instead of a plan: pgd:steps=20:restarts=2,square")] = None,
@@ -106,6 +107,8 @@ def eval_command(
       robustgen eval fmnist-at-l2 --threat l2 --report distance --attacks fmn,ddn -n 200
 
       robustgen eval fmnist-standard --goal all -n 100
+
+      robustgen eval fmnist-standard --threat patch:6x6 -n 100
 
       robustgen eval fmnist-standard --threat linf:0.05 --queries 1000 --attacks square,bandits,hopskipjump -n 50
     """

@@ -59,6 +59,9 @@ def train_command(
     data: Annotated[
         str | None, typer.Option(help="Data set by name, folder:PATH or npz:PATH (default: the classifier's own).")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="auto trains in the fastest form of the network, float32 in the plain one.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     weights: Weights = None,
     data_dir: DataDir = None,
@@ -79,7 +82,8 @@ def train_command(
     request = PatchRequest(
         classifier=classifier, size=size, shape=shape, target=target, location=location, transforms=transforms, tv=tv,
         nps=nps, colours=colours, optimizer=optimizer, lr=lr, schedule=schedule, loss=loss, steps=steps,
-        batch_size=batch_size, images=images, data=data, seed=seed, weights=weights, data_dir=data_dir,
+        batch_size=batch_size, images=images, precision=precision, data=data, seed=seed, weights=weights,
+        data_dir=data_dir,
     )  # fmt: skip
     trained = with_progress(lambda progress: train_patch(request, out=out, device=device, progress=progress))
     if json_:

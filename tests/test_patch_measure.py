@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from robustgen.cli import _run
 from robustgen.data import load_data
 from robustgen.errors import ArtifactError, SpecError
+from robustgen.patch.camera import PrintAndCamera
 from robustgen.patch.design import PatchRequest
 from robustgen.patch.files import TrainedPatch, load_patch
 from robustgen.patch.heat import measure_grid, parse_axis
@@ -22,6 +24,7 @@ from robustgen.patch.measure import MeasureRequest, eval_lines, measure_patch
 from robustgen.patch.output import apply_patch, export_patch
 from robustgen.patch.train import train_patch
 from robustgen.progress import Silent
+from robustgen.rng import ExampleRng, child_stream
 from tests.helpers import make_linear, write_linear_task
 
 OUT = Path("out")
@@ -37,6 +40,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
         request = PatchRequest(
             classifier="python:net.py:make", data="npz:data.npz", size="4x3", steps=25, batch_size=16, target="2",
             location="fixed:1,4", transforms="none", lr=0.2,
+            precision="float32",
         )  # fmt: skip
         train_patch(request, out=OUT, device="cpu")
     return folder
@@ -76,6 +80,18 @@ def test_success_is_what_a_loop_counts(seed: int) -> None:
     assert found["random_success"]["value"] < found["success"]["value"] or seed
     assert json.loads((OUT / found["file"]).read_text()) == found
     assert "success" in "\n".join(eval_lines(found))
+
+
+def test_the_camera_sees_print_and_clean_image() -> None:
+    """Counted again by hand: only images right through the camera, and the printed patch photographed with them."""
+    model, patch, camera = make_linear((1, 8, 8)), load_patch(OUT), PrintAndCamera()
+    x, y = load_data("npz:data.npz").batch(range(30))
+    rng = child_stream(ExampleRng.of(0, range(30)), "patch camera")
+    printed = pasted(x, replace(patch, patch=camera.printed(patch.patch)))
+    kept = (model(camera.photographed(x, rng)).argmax(1) == y) & (y != 2)
+    won = int((model(camera.photographed(printed, rng)).argmax(1) == 2)[kept].sum())
+    found = measure(camera=True, n=30)
+    assert (int(kept.sum()), won / int(kept.sum())) == (found["n"], found["success"]["value"])
 
 
 def test_images_are_known_by_their_pixels(task: Path) -> None:

@@ -24,11 +24,13 @@ def test_keeps_what_lowers_the_margin_and_asks_nothing_twice_running(text: str) 
     x, y = make_images(model, 6, (3, 6, 8))
     attack, oracle = PatchRS(queries=40), Oracle(model)
     s = attack.init(oracle, x, y, threat, ExampleRng.of(0, range(6)))
-    seen, moved, painted = [], 0, 0
+    seen, moved, painted, least = [], 0, 0, s.x_next
     for _ in range(40):
         before, s = s, attack.step(oracle, s)
         seen.append(s.gap(s.logits))
         assert torch.equal(torch.stack(seen).amin(0), s.best)
+        least = torch.where((s.best < before.best)[:, None, None, None], s.x_adv, least)
+        assert torch.equal(least, x.masked_scatter(threat.window(s.kept_place, x).expand_as(x), s.kept))
         assert threat.contains(x, s.x_adv).all()
         window = threat.window(before.place, x).expand_as(x)
         assert torch.isin(s.x_adv[window], torch.tensor([0.0, 1.0])).all()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustgen.data import load_data
 from robustgen.errors import ArtifactError, RecordError, RobustgenError, SpecError
+from robustgen.patch import design as design_module
 from robustgen.patch import train as train_module
 from robustgen.patch.design import PatchRequest, PatchSpec, design_patch, image_marks
 from robustgen.patch.files import TrainedPatch, load_patch
@@ -21,7 +22,8 @@ from robustgen.patch.train import PatchTrainer, train_patch
 from robustgen.progress import Silent
 from tests.helpers import make_linear, write_linear_task
 
-QUICK = {"classifier": "python:net.py:make", "data": "npz:data.npz", "size": "3", "steps": 12, "batch_size": 8}
+QUICK = {"classifier": "python:net.py:make", "data": "npz:data.npz", "size": "3", "steps": 12, "batch_size": 8,
+         "precision": "float32"}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +114,19 @@ def test_kill_and_resume(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (whole.place, whole.card["history"]) == (resumed.place, resumed.card["history"])
     again = train("killed", **options)  # finished: nothing changes
     assert torch.equal(resumed.patch, again.patch)
+
+
+def test_a_chosen_form_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "auto" came to is recorded, and a training that goes on does not choose again."""
+    first = train(precision="auto")
+    other = "float32" if first.spec.precision != "float32" else "float32+channels_last"
+    choose = design_module.choose_form
+    chosen = lambda net, x, y, form: choose(net, x, y, other if form == "auto" else form)  # noqa: E731
+    monkeypatch.setattr(design_module, "choose_form", chosen)
+    assert first.spec == train(precision="auto").spec
+    assert other == train("fresh", precision="auto").spec.precision
+    with pytest.raises(SpecError, match="--precision must be auto, float32"):
+        train(precision="float8")
 
 
 def test_another_training_is_refused() -> None:

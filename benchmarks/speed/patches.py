@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,7 @@ from robustgen.patch.measure import Measured, MeasureRequest, hold_out
 from robustgen.patch.train import PatchTrainer
 from robustgen.statistics import proportion
 
-SIZE, TARGET, ROTATION, SCALES, LR = 8, 8, 22.5, (0.8, 1.2), 0.05
+SIZE, TARGET, ROTATION, SCALES, LR = 12, 8, 22.5, (0.8, 1.2), 0.05
 CLASSIFIER, IMAGES = "fmnist-standard", 256
 
 
@@ -106,10 +107,22 @@ def main() -> None:
             with TemporaryDirectory() as folder:
                 found[name] = success(full, side(), Path(folder))
         rates = {name: [images / seconds for seconds in row[name]] for name in ("ours", "theirs")}
-        rows.append({"batch": batch, "image_steps": images, "per_second": rates, "success": found, **row})
+        rows.append(
+            {
+                "batch": batch,
+                "form": timed.spec.precision,
+                "image_steps": images,
+                "per_second": rates,
+                "success": found,
+                **row,
+            }
+        )
         print({key: rows[-1][key] for key in ("batch", "per_second", "success", "ratio")}, flush=True)
-    what = f"{SIZE} x {SIZE} patch towards class {TARGET} of {CLASSIFIER}, {IMAGES} images, ART's transformations"
-    print(store("speed-patches", {"what": what, "epochs": options.epochs, "rows": rows}, module="speed.patches"))
+    peer = f"ART {version('adversarial-robustness-toolbox')}"
+    what = (
+        f"{SIZE} x {SIZE} patch towards class {TARGET} of {CLASSIFIER}, {peer}; success after {options.epochs} epochs"
+    )
+    print(store("speed-patches", {"what": what, "rows": rows}, module="speed.patches"))
 
 
 if __name__ == "__main__":

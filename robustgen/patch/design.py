@@ -24,6 +24,7 @@ from robustgen.health import is_stochastic
 from robustgen.patch.physical import load_colours
 from robustgen.patch.shape import make_mask, parse_size
 from robustgen.patch.transforms import Transforms
+from robustgen.precision import SearchModel, choose_form, parse_form
 from robustgen.prepare import default_data
 from robustgen.spec import Spec, compact_ids
 from robustgen.training.data import split_validation
@@ -32,6 +33,7 @@ __all__ = ["PatchDesign", "PatchRequest", "PatchSpec", "design_patch", "image_ma
 
 _SPLIT = ("fashion-mnist", "cifar10")  # data with training images of their own
 _IMAGES = 2000  # of those, unless somebody asks for another number
+_PROBE_ROWS = 64  # for the timing of forms
 _LOCATION = r"random|optimised|fixed(:\d+,\d+)?"
 
 
@@ -52,6 +54,7 @@ class PatchRequest:
         lr, schedule: the first step length in pixels of [0, 1]; "cosine" falls to 0, "constant" stays.
         loss: a name of `robustgen.attacks.losses`.
         images: how many are trained on; None for all, of data with a training split 2,000.
+        precision: form of the network in training, as in `evaluate`; "auto" times them and takes the fastest.
     """
 
     classifier: str = "fmnist-standard"
@@ -70,6 +73,7 @@ class PatchRequest:
     steps: int = 500
     batch_size: int = 64
     images: int | None = None
+    precision: str = "auto"
     data: str | None = None
     seed: int = 0
     weights: Path | None = None
@@ -82,6 +86,8 @@ class PatchRequest:
             raise unknown_name("loss", self.loss, LOSSES)
         if re.fullmatch(_LOCATION, self.location) is None:
             raise SpecError(f"--location must be random, optimised, fixed or fixed:ROW,COLUMN, got '{self.location}'.")
+        if self.precision != "auto":
+            parse_form(self.precision)
         Transforms.parse(self.transforms)
         parse_size(self.size)
 
@@ -101,6 +107,7 @@ class PatchSpec(Spec):
         ids: of the training images in `data`, whose hash over pixels and labels is `data_sha256`.
         size: "8x8"; mask_sha256 is of its 0 and 1 row by row.
         transforms: as `str(Transforms)` writes them.
+        precision: the form of the network, as resolved.
     """
 
     classifier: str
@@ -123,6 +130,7 @@ class PatchSpec(Spec):
     loss: str
     steps: int
     batch_size: int
+    precision: str
     seed: int
     schema: int = 1
 
@@ -149,6 +157,7 @@ class PatchDesign:
         spec: what the result depends on.
         asked: the classifier as it was typed, by which it is loaded again.
         classifier: on its device, the one attacked.
+        search: the same in the form that gradients are taken of.
         dataset, ids: the training images that count: with a target those of other classes.
         mask: (1, h, w) of 0 and 1.
         colours: (N, C), printable.
@@ -159,6 +168,7 @@ class PatchDesign:
     spec: PatchSpec
     asked: str
     classifier: Classifier
+    search: SearchModel
     dataset: Dataset
     ids: tuple[int, ...]
     mask: Tensor
@@ -172,8 +182,13 @@ class PatchDesign:
         return self.mask.shape[1], self.mask.shape[2]
 
 
-def design_patch(request: PatchRequest, *, device: str) -> PatchDesign:
+def design_patch(request: PatchRequest, *, device: str, form: str | None = None) -> PatchDesign:
     """Load and check all that training needs.
+
+    Args:
+        request: what is asked for.
+        device: "auto", "cpu", "cuda" or "mps".
+        form: what "auto" came to before, for a training that goes on.
 
     Raises:
         SpecError, ArtifactError: the request cannot be met; nothing has been written.
@@ -191,17 +206,19 @@ def design_patch(request: PatchRequest, *, device: str) -> PatchDesign:
     kept = tuple(id_ for id_ in ids if dataset.labels[id_] != target)
     if not kept:
         raise SpecError(f"--target {request.target}: every training image is of that class; name another class.")
+    x, y = (part.to(where) for part in dataset.batch(kept[:_PROBE_ROWS]))
+    search, _ = choose_form(classifier, x, y, form or request.precision)
     spec = PatchSpec(
         classifier=classifier.card.name, weights_sha256=classifier.weights_sha256, data=dataset.name,
         data_sha256=dataset.digest(kept), ids=compact_ids(kept), size=f"{size[0]}x{size[1]}", shape=request.shape,
         mask_sha256=_digest(mask), target=target, location=request.location, transforms=str(transforms),
         tv=float(request.tv), nps=float(request.nps), colours_sha256=_digest(colours), optimizer=request.optimizer,
         lr=float(request.lr), schedule=request.schedule, loss=request.loss, steps=request.steps,
-        batch_size=min(request.batch_size, len(kept)), seed=request.seed,
+        batch_size=min(request.batch_size, len(kept)), precision=str(search.form), seed=request.seed,
     )  # fmt: skip
     return PatchDesign(
-        spec=spec, asked=request.classifier, classifier=classifier, dataset=dataset, ids=kept, mask=mask,
-        colours=colours, transforms=transforms, place=_place(request.location, size, dataset.shape),
+        spec=spec, asked=request.classifier, classifier=classifier, search=search, dataset=dataset, ids=kept,
+        mask=mask, colours=colours, transforms=transforms, place=_place(request.location, size, dataset.shape),
     )  # fmt: skip
 
 

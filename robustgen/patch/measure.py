@@ -111,7 +111,8 @@ class HeldOut:
         """(B,) the class of each image, through the camera where there is one; the same exposure for the same id."""
         with torch.no_grad():
             seen = x if self.camera is None else self.camera.photographed(x, self.streams(ids, "patch camera"))
-            return self.classifier(seen).argmax(1)
+            logits: Tensor = self.classifier(seen)
+        return logits.argmax(1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import dataclass, field
@@ -50,7 +51,8 @@ def train_patch(
         RecordError: `out` holds another training.
         RobustgenError: the loss is not finite, or the disk is full.
     """
-    design = design_patch(request, device=device)
+    recorded = _recorded_form(out) if request.precision == "auto" else None
+    design = design_patch(request, device=device, form=recorded)
     opened = open_folder(out, design.spec, PatchSpec.read, progress or Silent(), (WEIGHTS, CARD, PICTURE), Ranks())
     with opened as folder, strict_float32():
         trainer, saved = PatchTrainer(design), time.monotonic()
@@ -58,7 +60,10 @@ def train_patch(
         if checkpoint is not None:
             trainer.load_state(checkpoint)
         begins = f"goes on after step {trainer.at}" if trainer.at else "begins"
-        folder.note(f"training {begins}: {design.spec.steps} steps, {len(design.ids)} images, target {_aim(design)}.")
+        folder.note(
+            f"training {begins}: {design.spec.steps} steps, {len(design.ids)} images, target {_aim(design)}, "
+            f"in {design.spec.precision}."
+        )
         folder.progress.start("patch", design.spec.steps)
         while trainer.at < design.spec.steps:
             loss = trainer.step()
@@ -69,6 +74,14 @@ def train_patch(
         _save(trainer, folder)
         with folder.disk_errors():
             return save_patch(folder.path, design, trainer.patch, trainer.place, trainer.history)
+
+
+def _recorded_form(out: Path) -> str | None:
+    """The form that an earlier process chose for the training in this folder."""
+    try:
+        return str(json.loads((out / "recipe.json").read_text(encoding="utf-8"))["precision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a folder that is no training is refused later, with a reason
 
 
 def _save(trainer: PatchTrainer, folder: TrainingFolder) -> None:
@@ -158,7 +171,7 @@ class PatchTrainer:
         rng = child_stream(ExampleRng.of(spec.seed, ids), "patch training")
         draws = self.design.transforms.draw(rng, self.at, where)
         shown = lit(patch, draws, rng, self.at)
-        logits = self.design.classifier(paste(x, shown, self.mask, centres_for(self.place, draws, shown, x), draws))
+        logits = self.design.search(paste(x, shown, self.mask, centres_for(self.place, draws, shown, x), draws))
         loss = -self._gain(logits, y).mean()
         if spec.tv:
             loss = loss + spec.tv * total_variation(patch, self.mask)
@@ -177,7 +190,7 @@ class PatchTrainer:
         lr = spec.lr * (0.5 * (1 + math.cos(math.pi * self.at / spec.steps)) if spec.schedule == "cosine" else 1.0)
         with torch.no_grad():
             if spec.optimizer == "sign":
-                self.leaf -= lr * grad.sign()
+                self.leaf.sub_(lr * grad.sign())
             else:
                 self.adam.param_groups[0]["lr"], self.leaf.grad = lr, grad
                 self.adam.step()
@@ -195,7 +208,7 @@ class PatchTrainer:
             for row in range(0, height - h + 1, max(1, h // 2)):
                 for column in range(0, width - w + 1, max(1, w // 2)):
                     centres = centres_for((row, column), draws, shown, x)
-                    logits = self.design.classifier(paste(x, shown, self.mask, centres, draws))
+                    logits = self.design.search(paste(x, shown, self.mask, centres, draws))
                     found[row, column] = float(self._gain(logits, y).mean())
         return max(found, key=lambda place: found[place])
 
