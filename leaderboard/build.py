@@ -37,7 +37,7 @@ _DATA = {
     "fmnist-test-1k": "Fashion-MNIST, 1,000 images",
 }  # fmt: skip
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1", "corruptions": "common corruptions"}
-_STEP = 30  # rows of a table that are laid out before it is scrolled
+_STEP = 20  # rows of a table that are laid out before it is scrolled
 _PAGES = (("index.html", "Boards"), ("claims.html", "Claims"), ("flags.html", "Flags"))
 
 
