@@ -152,12 +152,14 @@ def test_plot_tells_what_is_under_the_pointer(tab: Any, site: Path) -> None:
 
 def test_rows_come_as_the_page_is_scrolled(tab: Any, site: Path) -> None:
     """Twenty rows are laid out at first, all after scrolling to the end; a link to a later row shows that row."""
-    laid_out = "[...document.querySelectorAll('table[data-board] tbody tr')].filter(r => r.offsetHeight > 0).length"
+    laid_out = (
+        "() => [...document.querySelectorAll('table[data-board] tbody tr')].filter(r => r.offsetHeight > 0).length"
+    )
     tab.set_viewport_size({"width": 1440, "height": 400})
     tab.goto((site / "claims.html").as_uri())
     assert 20 == tab.evaluate(laid_out)
     tab.locator("[data-more]").scroll_into_view_if_needed()
-    tab.wait_for_function(f"{laid_out} > 20")
+    tab.wait_for_function(f"() => ({laid_out})() > 20")
     show_all(tab)
     assert len(names(tab)) == tab.evaluate(laid_out)
     tab.goto("about:blank")
