@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from robustgen import __version__
-from robustgen.durable import disk_errors, replace
+from robustgen.durable import disk_errors
 from robustgen.errors import SpecError
 from robustgen.flags import FLAGS
 from robustgen.leaderboard.boards import Board, Row, board_names, make_board
@@ -61,7 +61,7 @@ def build_site(out: Path, entries: Sequence[Entry]) -> list[Path]:
         for name, content in files.items():
             path = out / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace(path, content)
+            path.write_bytes(content)
     return [out / name for name in files]
 
 
