@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from robustgen import __version__
-from robustgen.durable import disk_errors, replace
+from robustgen.durable import disk_errors
 from robustgen.errors import SpecError
 from robustgen.flags import FLAGS
 from robustgen.leaderboard.boards import Board, Row, board_names, make_board
@@ -36,6 +37,7 @@ _DATA = {
     "fmnist-test-1k": "Fashion-MNIST, 1,000 images",
 }  # fmt: skip
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1", "corruptions": "common corruptions"}
+_STEP = 20  # rows of a table that are laid out before it is scrolled
 _PAGES = (("index.html", "Boards"), ("claims.html", "Claims"), ("flags.html", "Flags"))
 
 
@@ -59,7 +61,7 @@ def build_site(out: Path, entries: Sequence[Entry]) -> list[Path]:
         for name, content in files.items():
             path = out / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace(path, content)
+            path.write_bytes(content)
     return [out / name for name in files]
 
 
@@ -73,10 +75,10 @@ def render_board(board: Board) -> str:
     top = top_of(board.rows)
     rows = [_shown(row, top) for row in board.rows]
     filters = [("listed", "weights available"), ("own", "ours"), ("no-extra", "no extra data"), ("no-flag", "no flags")]
-    present = {word for row in rows for word in row["has"].split()}
+    counts = Counter(word for row in rows for word in row["has"].split())
     return _render(
         "board.html", here="", board=board, title=_title(board), rows=rows, top=top, plot=plot_of(board.rows),
-        filters=[(name, text) for name, text in filters if name in present],
+        filters=[(name, text) for name, text in filters if 0 < counts[name] < len(rows)],
         extra=list(dict.fromkeys(name for row in board.rows for name in row.extra)),
         claims=any(row.claimed is not None for row in board.rows),
         queries=any(row.queries is not None for row in board.rows),
@@ -242,7 +244,7 @@ def _file_names(boards: Iterable[Board]) -> dict[str, Board]:
 def _render(template: str, **values: Any) -> str:
     file = load_published()[0]
     shared = {"policy": POLICY, "pages": _PAGES, "version": f"robustgen {__version__}", "commit": file.commit,
-              "commit_date": file.date}  # fmt: skip
+              "commit_date": file.date, "step": _STEP}  # fmt: skip
     return _templates().get_template(template).render(**shared, **values)
 
 
@@ -252,7 +254,15 @@ def _templates() -> Environment:
         raise SpecError("pages need jinja2; type pip install 'robustgen[report]'.")
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
-        loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=False,
-        lstrip_blocks=True,
-    )  # fmt: skip
+    made = Environment(
+        loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined, lstrip_blocks=True
+    )
+    made.filters["breakable"] = _breakable
+    return made
+
+
+def _breakable(text: str) -> str:
+    """A name, escaped, whose line may break after each _."""
+    from markupsafe import Markup, escape
+
+    return escape(text).replace("_", Markup("_<wbr>"))

@@ -20,7 +20,7 @@ BOARD_FLAGS: dict[str, Flag] = {
         escalates=False,
     ),
     "overclaim": Flag(
-        "the claim is more than one point above what was measured",
+        "the claim is more than one point above what was measured; of our own entries, also more than chance explains",
         "authors often attack with less than AutoAttack, or on fewer images",
         "quote the measured figure; see the wall of claims",
         escalates=False,

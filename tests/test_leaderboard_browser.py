@@ -50,8 +50,14 @@ def tab(browser: Any) -> Iterator[Any]:
     assert [] == wrong
 
 
+def show_all(tab: Any) -> None:
+    """Press the button at the foot of the table, where there is one."""
+    tab.evaluate("document.querySelector('[data-more] button').click()")
+
+
 def names(tab: Any) -> list[str]:
-    """The entries shown, in their order."""
+    """The entries that pass the filters, in their order."""
+    show_all(tab)
     shown: list[str] = tab.evaluate(
         "[...document.querySelectorAll('table[data-board] tbody tr')].filter(r => !r.hidden).map(r => r.dataset.row)"
     )
@@ -59,7 +65,8 @@ def names(tab: Any) -> list[str]:
 
 
 def column(tab: Any, place: int) -> list[float]:
-    """The figures of a column, of the rows shown."""
+    """The figures of a column, of the entries that pass the filters."""
+    show_all(tab)
     values: list[float] = tab.evaluate(
         "k => [...document.querySelectorAll('table[data-board] tbody tr')].filter(r => !r.hidden)"
         ".map(r => Number(r.cells[k].dataset.v))", place
@@ -141,6 +148,23 @@ def test_plot_tells_what_is_under_the_pointer(tab: Any, site: Path) -> None:
     assert "Zhang2020Towards" == tab.get_attribute("tr.near", "data-row")
     tab.mouse.move(2, 2)
     assert tab.locator("[data-tip]").is_hidden()
+
+
+def test_rows_come_as_the_page_is_scrolled(tab: Any, site: Path) -> None:
+    """Twenty rows are laid out at first, all after scrolling to the end; a link to a later row shows that row."""
+    laid_out = (
+        "() => [...document.querySelectorAll('table[data-board] tbody tr')].filter(r => r.offsetHeight > 0).length"
+    )
+    tab.set_viewport_size({"width": 1440, "height": 400})
+    tab.goto((site / "claims.html").as_uri())
+    assert 20 == tab.evaluate(laid_out)
+    tab.locator("[data-more]").scroll_into_view_if_needed()
+    tab.wait_for_function(f"() => ({laid_out})() > 20")
+    show_all(tab)
+    assert len(names(tab)) == tab.evaluate(laid_out)
+    tab.goto("about:blank")
+    tab.goto((site / BOARD).as_uri() + "#row=Standard")
+    assert tab.locator("tr[data-row=Standard]").is_visible()
 
 
 def test_claims_of_one_board(tab: Any, site: Path) -> None:

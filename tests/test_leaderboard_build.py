@@ -51,11 +51,29 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site with what comes with robustgen."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The site with what comes with robustgen, made by the command in a process of its own; and what that said."""
     out = tmp_path_factory.mktemp("site")
-    build_site(out, load_entries())
-    return out
+    code = f"""
+import sys
+from robustgen.cli import _run
+assert 0 == _run(["leaderboard", "build", {str(out)!r}])
+print("heavy:", sorted({{"torch", "diffusers", "matplotlib"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return out, done.stdout
+
+
+@pytest.fixture(scope="module")
+def site(built: tuple[Path, str]) -> Path:
+    """The folder of the site."""
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def found(site: Path) -> dict[str, Page]:
+    """Its pages, parsed."""
+    return pages(site)
 
 
 def pages(folder: Path) -> dict[str, Page]:
@@ -78,9 +96,8 @@ def assert_harmless(page: Page, name: str) -> None:
                 assert not value.lower().startswith(("javascript:", "data:")), (name, value)
 
 
-def test_site_is_whole_and_small(site: Path) -> None:
+def test_site_is_whole_and_small(site: Path, found: dict[str, Page]) -> None:
     """A page a board and entry, no link into nowhere, all of it within 1.5 MB."""
-    found = pages(site)
     assert {"index.html", "claims.html", "flags.html", "board-cifar10-linf-8-255.html"} <= set(found)
     assert len(load_entries()) == len([name for name in found if name.startswith("entry-")])
     files = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
@@ -93,10 +110,10 @@ def test_site_is_whole_and_small(site: Path) -> None:
     assert sum((site / name).stat().st_size for name in files) <= 1_500_000
 
 
-def test_every_page_has_the_policy_and_keeps_it(site: Path) -> None:
+def test_every_page_has_the_policy_and_keeps_it(found: dict[str, Page]) -> None:
     """The policy comes before anything it governs, and no page has what it forbids."""
     assert "unsafe" not in POLICY
-    for name, page in pages(site).items():
+    for name, page in found.items():
         tags = [tag for tag, _ in page.tags]
         (policy,) = (
             k for k, (_, attrs) in enumerate(page.tags) if attrs.get("http-equiv") == "Content-Security-Policy"
@@ -106,9 +123,9 @@ def test_every_page_has_the_policy_and_keeps_it(site: Path) -> None:
         assert_harmless(page, name)
 
 
-def test_pages_can_be_read_by_all(site: Path) -> None:
+def test_pages_can_be_read_by_all(found: dict[str, Page]) -> None:
     """Language, one h1, a name for each image, control and column, a way past the header."""
-    for name, page in pages(site).items():
+    for name, page in found.items():
         tags = [tag for tag, _ in page.tags]
         assert ("html", {"lang": "en"}) in page.tags
         assert 1 == tags.count("h1"), name
@@ -241,13 +258,13 @@ def test_pictures_show_the_difference() -> None:
     assert 15 == (difference == 128).sum()
 
 
-def test_pages_say_what_the_figures_are(site: Path) -> None:
+def test_pages_say_what_the_figures_are(found: dict[str, Page]) -> None:
     """A row of the README, with interval and open ranks, and the figures of an entry of ours."""
-    text = re.sub(r"\s+", " ", pages(site)["board-cifar10-l2-0-5.html"].text)
+    text = re.sub(r"\s+", " ", found["board-cifar10-l2-0-5.html"].text)
     assert "84.33" in text
     assert "83.60–85.03" in text
     card = load_entries()[0].card
-    entry = pages(site)[f"entry-{card.name}.html"].text
+    entry = found[f"entry-{card.name}.html"].text
     assert f"{100 * card.robust_accuracy.value:.2f}" in entry
     assert card.command in entry
     assert card.record_sha256 in entry
@@ -277,13 +294,8 @@ def test_jinja2_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_build_needs_no_torch(tmp_path: Path) -> None:
-    """The site is made without torch."""
-    code = f"""
-import sys
-from robustgen.cli import _run
-assert 0 == _run(["leaderboard", "build", {str(tmp_path / "site")!r}])
-print("heavy:", sorted({{"torch", "diffusers", "matplotlib"}} & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "heavy: []" == done.stdout.strip().splitlines()[-1]
+def test_build_needs_no_torch(built: tuple[Path, str]) -> None:
+    """The site is made without torch, and the command says where it begins."""
+    first, heavy = built[1].strip().splitlines()
+    assert first.startswith(f"{built[0] / 'index.html'}: ")
+    assert "heavy: []" == heavy

@@ -96,6 +96,15 @@ def test_claim_given_by_hand(run: Path, tmp_path: Path) -> None:
     assert "overclaim" in row.flags
 
 
+def test_few_images_may_claim_too_much(tmp_path: Path) -> None:
+    """78 % verified: a claim of 80 % over 250 images is within chance, over 100,000 images it is not."""
+    for number, (n, flags) in enumerate(((250, ()), (100_000, ("overclaim",)))):
+        claim = {"value": 0.8, "n": n, "protocol": "p", "source": "s"}
+        path = changed(tmp_path / str(number), put("claimed", value=claim))
+        (row,) = make_board("fmnist-test-1k", "linf:0.1", [read_entry(path)]).rows
+        assert flags == row.flags
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["--claimed", "79.2"], "a claim needs --claimed, --claimed-n and --claimed-by"),
     (["--claimed", "792", "--claimed-n", "9", "--claimed-by", "x"], "--claimed is in percent, from 0 to 100, got 792"),

@@ -19,10 +19,17 @@
     name: row.dataset.row,
     has: new Set((row.dataset.has || "").split(" ")),
     words: row.textContent.toLowerCase(),
-    values: null,
+    values: {},
     shown: true,
+    later: row.classList.contains("later"),
   }));
+  const more = document.querySelector("[data-more]");
   const byName = new Map(rows.map((entry) => [entry.name, entry]));
+  const STEP = Number(table.dataset.step); // rows laid out at once; the next ones follow when the page is scrolled
+  let ordered = rows;
+  let limit = STEP;
+  let placed = 0; // so many of the rows shown are in order
+  let moved = false; // out of the order in which the page came
   const state = { q: "", sort: "", down: false, on: new Set(), row: "" };
 
   // ---- the address: everything after # is the state of the page
@@ -50,15 +57,14 @@
 
   // ---- order and choice of rows
 
-  function values(entry) {
-    if (!entry.values) {
-      entry.values = [...entry.row.cells].map((cell, column) => {
-        const text = cell.dataset.v ?? cell.textContent.trim();
-        const number = heads[column].dataset.text === undefined ? Number(text) : Number.NaN; // 2019 and 2019-06 are texts
-        return text === "" ? null : Number.isNaN(number) ? text.toLowerCase() : number;
-      });
+  function value(entry, column) {
+    if (!(column in entry.values)) {
+      const cell = entry.row.cells[column];
+      const text = cell.dataset.v ?? cell.textContent.trim();
+      const number = heads[column].dataset.text === undefined ? Number(text) : Number.NaN; // 2019 and 2019-06 are texts
+      entry.values[column] = text === "" ? null : Number.isNaN(number) ? text.toLowerCase() : number;
     }
-    return entry.values;
+    return entry.values[column];
   }
 
   function compare(a, b) {
@@ -72,8 +78,8 @@
     const sorted = [...rows];
     if (column >= 0) {
       sorted.sort((a, b) => {
-        const first = values(a)[column];
-        const second = values(b)[column];
+        const first = value(a, column);
+        const second = value(b, column);
         if (first === null || second === null) return (first === null) - (second === null) || a.place - b.place;
         return (state.down ? compare(second, first) : compare(first, second)) || a.place - b.place;
       });
@@ -83,7 +89,30 @@
       if (head.dataset.sort === state.sort) head.setAttribute("aria-sort", state.down ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
     }
-    body.append(...sorted.map((entry) => entry.row));
+    ordered = sorted;
+    limit = STEP;
+    placed = 0;
+    reveal();
+  }
+
+  // Only rows within the limit take room, and only they are put in order: moving a thousand takes too long.
+  function reveal() {
+    const shown = ordered.filter((entry) => entry.shown);
+    const within = new Set(shown.slice(0, limit));
+    for (const entry of rows) {
+      const later = entry.shown && !within.has(entry);
+      if (entry.later !== later) entry.row.classList.toggle("later", later);
+      entry.later = later;
+    }
+    const list = shown.slice(placed, limit).map((entry) => entry.row);
+    if (state.sort || moved) {
+      if (placed === 0) body.prepend(...list);
+      else shown[placed - 1].row.after(...list);
+      moved = true;
+    }
+    placed = Math.min(limit, shown.length);
+    more.hidden = shown.length <= limit;
+    more.firstElementChild.textContent = `Show the other ${shown.length - limit}`;
   }
 
   function choose() {
@@ -95,6 +124,9 @@
       points.get(entry.name)?.classList.toggle("off", !entry.shown);
       shown += entry.shown;
     }
+    limit = STEP;
+    placed = 0;
+    reveal();
     const all = rows.length === 1 ? "1 entry" : `${rows.length} entries`;
     count.textContent = shown === rows.length ? all : `${shown} of ${all}`;
   }
@@ -103,6 +135,8 @@
     for (const old of document.querySelectorAll(".marked")) old.classList.remove("marked");
     if (!state.row) return;
     const { row } = byName.get(state.row);
+    limit = Math.max(limit, 1 + ordered.filter((entry) => entry.shown).indexOf(byName.get(state.row)));
+    reveal();
     row.classList.add("marked");
     points.get(state.row)?.classList.add("marked");
     if (scroll) row.scrollIntoView({ block: "center" });
@@ -162,16 +196,16 @@
     });
   }
 
-  function visible() {
-    return [...body.rows].filter((row) => !row.hidden);
-  }
-
   function step(by) {
-    const shown = visible();
+    const shown = ordered.filter((entry) => entry.shown).map((entry) => entry.row);
     const at = shown.indexOf(document.activeElement.closest("tbody tr"));
     const next = shown[at < 0 ? (by > 0 ? 0 : -1) : at + by];
-    if (next) next.querySelector("th a").focus();
-    else if (at + by < 0) search.focus();
+    if (next) {
+      limit = Math.max(limit, 1 + shown.indexOf(next));
+      reveal();
+      next.querySelector("th a").focus();
+    }
+    if (!next && at + by < 0) search.focus();
   }
 
   document.addEventListener("keydown", (event) => {
@@ -190,6 +224,23 @@
       step(event.key === "ArrowDown" ? 1 : -1);
     }
   });
+
+  function revealAll() {
+    limit = rows.length;
+    reveal();
+  }
+
+  more.addEventListener("click", revealAll);
+  addEventListener("beforeprint", revealAll);
+
+  new IntersectionObserver(
+    (seen) => {
+      if (!seen[0].isIntersecting || more.hidden) return;
+      limit += STEP;
+      reveal();
+    },
+    { rootMargin: "900px" },
+  ).observe(more);
 
   addEventListener("hashchange", () => {
     read();

@@ -1,8 +1,9 @@
-// Light or dark before the first paint: as chosen here before, else as the system says.
+// Before the first paint: light or dark as chosen here before, else as the system says; and that scripts run.
 "use strict";
 
 (() => {
   const root = document.documentElement;
+  root.classList.add("scripted");
   const names = ["auto", "light", "dark"];
   let kept = "auto";
   try {
