@@ -106,6 +106,18 @@ def test_closed_forms() -> None:
     assert abs(disc.sum() - 1) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["defocus_blur", "zoom_blur", "motion_blur"])
+def test_lengths_grow_with_the_image(name: str) -> None:
+    """An edge is blurred over about twice as many pixels where the image is twice as large."""
+    widths = []
+    for edge in (32, 64):
+        x = torch.zeros((1, 1, edge, edge))
+        x[..., edge // 4 :] = 1
+        row = corrupt(x, name, 5, ExampleRng.of(0, [0]))[0, 0, edge // 2, : edge // 2]
+        widths.append(int(((row > 0.02) & (row < 0.98)).sum()))
+    assert 1.4 < widths[1] / widths[0] < 2.5  # whole pixels are counted
+
+
 def test_drawing_is_what_others_draw() -> None:
     """Boxes average what they cover, enlarging is torch's, and sampling at the pixels gives the image."""
     pixels = (pictures(1, 30)[:1] * 255).round()
@@ -203,6 +215,26 @@ def test_mean_corruption_error(task: Path) -> None:
     assert measured(baseline=Path("two"))["mce"] == pytest.approx(100 * np.mean(ratios))
     with pytest.raises(SpecError, match=r"was measured with types \['gaussian_noise', 'contrast'\], this is with"):
         measured(baseline=Path("two"), types=("contrast",), out=Path("three"))
+
+
+def table(**errors: tuple[float, float]) -> dict[str, Any]:
+    """A summary with these errors of severities 1 and 5, by type."""
+    cells = [
+        {"type": name, "severity": severity, "accuracy": {"value": 1 - error}}
+        for name, pair in errors.items()
+        for severity, error in zip((1, 5), pair, strict=True)
+    ]
+    return {"classifier": "a", "types": list(errors), "cells": cells} | dict.fromkeys(
+        ("data", "ids", "n", "seed", "severities"), 0
+    )
+
+
+def test_mean_corruption_error_by_hand() -> None:
+    """0.3 / 0.6 and 0.9 / 1.0 make 70 %, not the 75 % of all errors together; a type without errors is refused."""
+    base = table(fog=(0.2, 0.4), snow=(0.3, 0.7))
+    assert mce(table(fog=(0.1, 0.2), snow=(0.4, 0.5)), base) == pytest.approx(70)
+    with pytest.raises(SpecError, match="a makes no error on snow: nothing to divide by"):
+        mce(base, table(fog=(0.2, 0.4), snow=(0, 0)))
 
 
 def test_command_prints_and_draws(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
