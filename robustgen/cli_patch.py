@@ -26,7 +26,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a trained
 @patch_app.command("train")
 def train_command(
     classifier: Annotated[str, typer.Argument(help="As in `robustgen eval`.")] = "fmnist-standard",
-    size: Annotated[str, typer.Option(help="Side in pixels of the image, or HEIGHTxWIDTH.")] = "8",
+    size: Annotated[str, typer.Option(help="Side in pixels of the image, or HxW.")] = "8",
     target: Annotated[
         str | None, typer.Option(help="Class to reach, by number or name (default: any wrong one).")
     ] = None,

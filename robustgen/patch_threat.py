@@ -49,7 +49,7 @@ class PatchThreat(ThreatModel):
         match = re.fullmatch(_FORM, text.strip().lower())
         if match is None:
             raise SpecError(
-                f"threat: expected patch:HEIGHTxWIDTH such as patch:6x6, or patch:6x6@ROW,COLUMN, got 'patch:{text}'."
+                f"threat: expected patch:HxW such as patch:6x6, or patch:6x6@ROW,COLUMN, got 'patch:{text}'."
             )
         height, width, row, column = (None if part is None else int(part) for part in match.groups())
         assert height is not None

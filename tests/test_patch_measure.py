@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,9 +21,10 @@ from robustgen.patch.camera import PrintAndCamera
 from robustgen.patch.design import PatchRequest
 from robustgen.patch.files import TrainedPatch, load_patch
 from robustgen.patch.heat import measure_grid, parse_axis
-from robustgen.patch.measure import MeasureRequest, eval_lines, measure_patch
+from robustgen.patch.measure import Measured, MeasureRequest, eval_lines, hold_out, measure_patch
 from robustgen.patch.output import apply_patch, export_patch
 from robustgen.patch.train import train_patch
+from robustgen.patch.transforms import Transforms
 from robustgen.progress import Silent
 from robustgen.rng import ExampleRng, child_stream
 from tests.helpers import make_linear, write_linear_task
@@ -92,6 +94,13 @@ def test_the_camera_sees_print_and_clean_image() -> None:
     won = int((model(camera.photographed(printed, rng)).argmax(1) == 2)[kept].sum())
     found = measure(camera=True, n=30)
     assert (int(kept.sum()), won / int(kept.sum())) == (found["n"], found["success"]["value"])
+    grey = PrintAndCamera(ink=0.5, paper=0.5)  # a printer without tones: the patch comes out all grey
+    held = replace(hold_out(MeasureRequest(folder=OUT, camera=True, n=30), device="cpu"), camera=grey)
+    x, ids = x[list(held.ids)], held.ids
+    printed = pasted(x, replace(patch, patch=torch.full_like(patch.patch, 0.5)))
+    seen = grey.photographed(printed, child_stream(ExampleRng.of(0, ids), "patch camera"))
+    won = int((model(seen).argmax(1) == 2).sum())
+    assert won == held.successes(Measured(Transforms.none()), noise=False) < len(ids)
 
 
 def test_images_are_known_by_their_pixels(task: Path) -> None:

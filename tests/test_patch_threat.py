@@ -129,10 +129,10 @@ def test_random_starts_reach_every_window(batch: tuple[Tensor, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("patch", "patch:HEIGHTxWIDTH such as patch:6x6"),
-        ("patch:6", "expected patch:HEIGHTxWIDTH"),
-        ("patch:6x-6", "expected patch:HEIGHTxWIDTH"),
-        ("patch:6x6@3", "expected patch:HEIGHTxWIDTH"),
+        ("patch", "patch:HxW such as patch:6x6"),
+        ("patch:6", "expected patch:HxW"),
+        ("patch:6x-6", "expected patch:HxW"),
+        ("patch:6x6@3", "expected patch:HxW"),
         ("patch:0x6", "at least one pixel"),
         ("pach:6x6", "did you mean 'patch'"),
         ("patch:2x2,patch:2x2", "twice"),

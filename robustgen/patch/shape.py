@@ -25,7 +25,7 @@ def parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if min(height, width) < 1:
-        raise SpecError(f"--size must be a side in pixels such as 8, or HEIGHTxWIDTH such as 6x10, got '{text}'.")
+        raise SpecError(f"--size must be a side in pixels such as 8, or HxW such as 6x10, got '{text}'.")
     return height, width
 
 
