@@ -38,6 +38,7 @@ def evaluate(
     attacks: str | None = None,
     goal: str | None = None,
     queries: int | None = None,
+    surrogates: str | None = None,
     purify: str | None = None,
     gradient: str = "full",
     eot: int | None = None,
@@ -67,6 +68,8 @@ def evaluate(
             class, which is the default where the plan does not say otherwise.
         queries: the most images that each attack may send for one example; every attack must see answers only, and is
             run on all examples. The plan is "queries" then, where none is named.
+        surrogates: names with commas: the attacks run on the mean of their logits, and the classifier only judges
+            where each attack ends. The plan is "transfer" then, where none is named.
         purify: a purifier put in front, such as "diffpure:t=0.1,steps=20" (`robustgen list purifiers`).
         gradient: how gradients cross it where the plan does not say: "full", "surrogate", "adjoint", "bpda", "none".
         eot: draws behind each gradient of a random defence, where the plan does not say.
@@ -90,7 +93,7 @@ def evaluate(
     request = Request(
         classifier=classifier, data=data, threat=threat, plan=plan, attacks=attacks, n=n, ids=ids, seed=seed,
         precision=precision, weights=weights, data_dir=data_dir, purify=purify, gradient=gradient, eot=eot,
-        report=report, goal=goal, queries=queries,
+        report=report, goal=goal, queries=queries, surrogates=surrogates,
     )  # fmt: skip
     job = prepare(request, device=device, batch_size=batch_size, out=None if out is None else Path(out))
     return run_job(job, progress or Silent())

@@ -64,6 +64,9 @@ def eval_command(
         int | None,
         typer.Option(help="Most images an attack may send for one example; for attacks that see answers only."),
     ] = None,
+    surrogates: Annotated[
+        str | None, typer.Option(help="Attack these (NAME,NAME) instead, by their mean logits; the classifier judges.")
+    ] = None,
     purify: Annotated[
         str | None, typer.Option(help="Put a purifier in front: diffpure:t=0.1,steps=20 (`list purifiers`).")
     ] = None,
@@ -107,13 +110,15 @@ def eval_command(
       robustgen eval fmnist-standard --goal all -n 100
 
       robustgen eval fmnist-standard --threat linf:0.05 --queries 1000 --attacks square,bandits,hopskipjump -n 50
+
+      robustgen eval fmnist-standard --plan transfer --surrogates fmnist-at,fmnist-at-l2 -n 100
     """
     from robustgen.prepare import Request, prepare
 
     if plan is not None and attacks is not None:
         raise SpecError("--plan and --attacks exclude each other; drop one of them.")
     asked = {"data": data, "threat": threat, "plan": plan, "attacks": attacks, "ids": ids, "n": n, "seed": seed,
-             "eot": eot, "goal": goal, "queries": queries}  # fmt: skip
+             "eot": eot, "goal": goal, "queries": queries, "surrogates": surrogates}  # fmt: skip
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if suite is not None:
         from robustgen.suites import load_suite
@@ -247,7 +252,7 @@ def show_command(
     print(catalog.details(name))
 
 
-from robustgen import cli_certify, cli_forge, cli_generator, cli_purify, cli_reproduce, cli_runs  # noqa: E402, F401 -- these register their commands
+from robustgen import cli_certify, cli_forge, cli_generator, cli_purify, cli_reproduce, cli_runs, cli_transfer  # noqa: E402, F401 -- these register their commands
 
 # typer brings its own copy of click in some versions and imports click in others; BadParameter leads to the right one.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

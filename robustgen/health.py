@@ -6,7 +6,7 @@ the record. What a flag means and what to do about it stands in `FLAGS`, which i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,6 +27,7 @@ __all__ = [
     "broken_without_gradients",
     "inspect_classifier",
     "is_stochastic",
+    "transfer_wins",
 ]
 
 
@@ -91,6 +92,12 @@ FLAGS: dict[str, Flag] = {
         "a purifier with noise was attacked with gradients of one draw",
         "such a gradient points where one draw fails, not where most of them do",
         "raise --eot to 10 or more, or attack with --plan adaptive",
+        escalates=False,
+    ),
+    "transfer-beats-white-box": Flag(
+        "attacks made on other classifiers break more images than the same attacks on the classifier itself",
+        "with honest gradients its own lead furthest, so what comes from elsewhere should be the weaker attack",
+        "look for masked gradients, attack a smooth stand-in (BPDA), and take the lower of the two figures",
         escalates=False,
     ),
     "not-finite": Flag(
@@ -171,6 +178,18 @@ def broken_without_gradients(example: ExampleRecord) -> bool:
         return False
     tried_with_gradients = any(backwards for _, backwards in example.cost.values())
     return tried_with_gradients and example.cost[str(example.broken_by)][1] == 0
+
+
+def transfer_wins(white: Sequence[ExampleRecord], moved: Sequence[ExampleRecord]) -> bool:
+    """Did attacks on surrogates break more than the same attacks on the target, and images that these left standing?
+
+    Args:
+        white, moved: the examples of both runs, the same ones; the count of images is that of `black_box_wins`.
+    """
+    robust = {e.id for e in white if e.robust}
+    standing = [e for e in moved if e.id in robust]
+    won = sum(not e.robust for e in standing)
+    return sum(e.robust for e in moved) < len(robust) and black_box_wins(won, len(standing) - won)
 
 
 def _randomness(classifier: nn.Module, x: Tensor, passes: int = 10) -> float:
