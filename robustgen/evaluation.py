@@ -28,7 +28,7 @@ from robustgen.prepare import Job, Stage
 from robustgen.progress import Progress
 from robustgen.queries import QueriesSummary, summarise_queries
 from robustgen.ranks import Ranks
-from robustgen.record import ExampleRecord, RunRecord, summarise
+from robustgen.record import ExampleRecord, RunRecord, StochasticScore, summarise
 from robustgen.rng import stage_seed
 from robustgen.scoring import VOTES, score_stochastic
 from robustgen.targets import summarise_targets
@@ -339,6 +339,11 @@ class _Run:
         held[label] = held.get(label, 0.0) + time.perf_counter() - begun
 
 
+def _score(job: Job, examples: Sequence[ExampleRecord], journal: Journal) -> StochasticScore | None:
+    """The figures are about the label, so a goal has the majority's verdict alone; a server is not paid for more."""
+    return None if job.goal.targeted or job.remote else score_stochastic(job, examples, journal)
+
+
 def _queries(job: Job, examples: Sequence[ExampleRecord], ran: Sequence[str]) -> QueriesSummary | None:
     counted = counts_queries(job.plan, job.threats[0]) and not job.on_surrogates
     return summarise_queries(examples, ran) if counted else None
@@ -365,8 +370,7 @@ def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:
     distances, nearest = summarise_distances(examples, run.ran) if run.slots else (None, None)
     flags = run.flags | ({"not-finite"} if any(e.error for e in examples) else set())
     return RunRecord(
-        # The figures of a randomised classifier are about its label; a goal has the majority's verdict alone.
-        stochastic=score_stochastic(job, examples, journal) if run.randomised and not job.goal.targeted else None,
+        stochastic=_score(job, examples, journal) if run.randomised else None,
         targets=summarise_targets(examples, job.classes),
         distances=distances,
         nearest=nearest,

@@ -1,4 +1,4 @@
-"""Health checks of a job, on its first examples, before anything is attacked."""
+"""Health checks of a job, on its first examples, before anything is attacked; none where a server answers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ _ROWS_BEHIND_A_GENERATOR = (8, 8)  # where a pass costs tens of evaluations
 
 def inspect_job(job: Job, fetch: Callable[[Sequence[int]], tuple[Tensor, Tensor]], progress: Progress) -> Health:
     """What the checks measured, and the flags that follow from that and from how the job attacks."""
+    if job.remote:  # each pass would be paid for, and gradients, which most checks are about, there are none
+        progress.note(f"no health checks: {job.classifier.card.name} is a server.")
+        return Health(flags=tuple(sorted(job.flags)))
     least, most = _ROWS_BEHIND_A_GENERATOR if has_generator(job.classifier) else _ROWS
     rows = min(len(job.ids), max(least, min(most, len(job.ids) // 8)))
     progress.start("health", rows)

@@ -28,9 +28,10 @@ from robustgen.health import is_stochastic
 from robustgen.journal import saved_spec
 from robustgen.oracle import Oracle
 from robustgen.own_plans import with_stored_plan
-from robustgen.precision import SearchModel, choose_form
+from robustgen.precision import SearchForm, SearchModel, choose_form
 from robustgen.ranks import Ranks
 from robustgen.registry import ATTACKS
+from robustgen.remote import Remote, StandIn, check_plan, is_address, load_asked, notes_of, probe
 from robustgen.request import check_request
 from robustgen.rng import ExampleRng
 from robustgen.spec import RunSpec, compact_ids
@@ -57,6 +58,9 @@ class Request:
     attacks: str | Sequence[Attack] | None = None
     queries: int | None = None
     surrogates: str | None = None
+    account: str | None = None  # of a target at an address: names with commas
+    total_queries: int | None = None
+    total_seconds: float | None = None
     start: Adversarials | None = None
     n: int | None = None
     ids: str | Sequence[int] | None = None
@@ -112,6 +116,11 @@ class Job:
     asides: tuple[str, ...] = ()  # for the user, not for the record
 
     @property
+    def remote(self) -> bool:
+        """Whether a server answers for the classifier."""
+        return isinstance(self.classifier, Remote)
+
+    @property
     def on_surrogates(self) -> bool:
         """Whether other classifiers are attacked in place of the one that judges."""
         return bool(self.spec.surrogates)
@@ -144,11 +153,11 @@ def prepare(
     labels = torch.as_tensor(dataset.labels[list(ids)])
     devices = [where] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # a stochastic classifier draws from it
-        flags = check_classifier(classifier, x, labels)
+        flags, asked = _look(request, classifier, x, labels, plans)
         for stage in (*stages, *growth, *escalation):  # one example each: an attack may refuse a norm
-            stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
-        classes = _count_classes(classifier, x)
-        _refuse_mismatch(classifier, x, plans[0], threats[0])
+            stage.attack.init(Oracle(asked), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
+        classes = _count_classes(asked, x)
+        _refuse_mismatch(asked, x, plans[0], threats[0])
         surrogates = None if request.surrogates is None else load_surrogates(request.surrogates, classifier, x)
     goal.check(classes)
     told = check_labels(goal, labels.tolist())
@@ -159,6 +168,7 @@ def prepare(
     exact = not threats[0].bounded or any(map(needs_float32, plans))
     searched = surrogates or classifier
     search, notes = _shared_form(searched, x, y, recorded or request.precision, ranks, exact=exact)
+    notes += notes_of(classifier)
     spec = replace(spec, precision=str(search.form))
     return Job(
         spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
@@ -167,6 +177,17 @@ def prepare(
         folder=out or Path("runs") / f"{stem}-{spec.identity()[:8]}",
         flags=(*flags, *defence_flags(classifier, plans[0])), notes=(*notes, *told), asides=tuple(own_plan),
     )  # fmt: skip
+
+
+def _look(
+    request: Request, classifier: Classifier, x: Tensor, labels: Tensor, plans: Sequence[Plan]
+) -> tuple[list[str], nn.Module]:
+    """Flags, or a refusal; and what attacks are tried on, which is a stand-in where images are paid for."""
+    if not isinstance(classifier, Remote):
+        return check_classifier(classifier, x, labels), classifier
+    for plan in plans if request.surrogates is None else ():
+        check_plan(classifier, plan)
+    return probe(classifier, x, labels.tolist()), StandIn(classifier.client.served.classes)
 
 
 def _spec(
@@ -194,7 +215,7 @@ def _spec(
     )
 
 
-def _refuse_mismatch(classifier: Classifier, x: Tensor, plan: Plan, threat: ThreatModel) -> None:
+def _refuse_mismatch(classifier: nn.Module, x: Tensor, plan: Plan, threat: ThreatModel) -> None:
     """Distances need a classifier that answers alike each time; draws to average need one that does not."""
     if threat.bounded and plan.eot == 1:
         return
@@ -218,6 +239,8 @@ def _load(request: Request, dataset: Dataset) -> Classifier:
         if purifier is not None:
             raise SpecError(f"{name} has a purifier already; drop --purify.")
         purifier, name = split
+    if is_address(name):
+        return load_asked(request, dataset.shape)
     classifier = load_classifier(name, weights=request.weights, shape=dataset.shape)
     if purifier is not None:
         return defend(classifier, purifier, gradient=request.gradient)
@@ -231,7 +254,7 @@ def _plan_of(request: Request, threat: ThreatModel, *, known: bool = True) -> Pl
     named = isinstance(request.classifier, str) and split_name(request.classifier) is not None
     default = "adaptive" if named or request.purify is not None else "rapid"
     default = default if threat.bounded else "nearest"
-    default = default if request.queries is None else "queries"
+    default = default if request.queries is None and not is_address(request.classifier) else "queries"
     default = default if request.surrogates is None else "transfer"
     plan = _with_start(parse_plan(request.plan or default, request.attacks, threat), request.start)
     plan = plan if request.queries is None else limit(plan, request.queries)
@@ -277,6 +300,8 @@ def _shared_form(
     classifier: nn.Module, x: Tensor, y: Tensor, request: str, ranks: Ranks, *, exact: bool
 ) -> tuple[SearchModel, list[str]]:
     """What `choose_form` says on rank 0, whose timing the others do not disturb."""
+    if isinstance(classifier, Remote):  # there is one form, and timing it would be paid for
+        return SearchModel(classifier, SearchForm()), []
     chosen = choose_form(classifier, x, y, request, exact=exact) if ranks.first else None
     form = ranks.from_first(None if chosen is None else str(chosen[0].form))
     return chosen or choose_form(classifier, x, y, str(form))
@@ -346,7 +371,7 @@ def _default_threat(classifier: Classifier, dataset: Dataset, report: str) -> st
     return threat.partition(":")[0] if report == "distance" else threat
 
 
-def _count_classes(classifier: Classifier, x: Tensor) -> int:
+def _count_classes(classifier: nn.Module, x: Tensor) -> int:
     with torch.no_grad():
         return int(classifier(x[:1]).shape[1])
 

@@ -174,7 +174,9 @@ def verification_lines(found: Verification) -> list[str]:
     if found.doubtful:
         shown = ", ".join(map(str, found.doubtful[:5]))
         lines.append(f"note     {found.doubt}: {len(found.doubtful)} examples ({shown})")
-    verdict = f"every figure follows from its {found.evidence}" if found.holds else f"{len(found.wrong)} contradictions"
+    lines += [f"NOT CHECKED  {line}" for line in found.unchecked]
+    holds = "what could be checked holds" if found.unchecked else f"every figure follows from its {found.evidence}"
+    verdict = holds if found.holds else f"{len(found.wrong)} contradictions"
     return [*lines, f"{found.run}: {verdict}"]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustgen.errors import SpecError
 from robustgen.precision import parse_form
+from robustgen.remote import is_address
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 
@@ -41,6 +42,12 @@ def check_request(request: Request, batch_size: int | None) -> None:
         raise SpecError(f"--n must be an integer, got {request.n!r}.")
     if request.eot is not None and request.eot < 1:
         raise SpecError(f"--eot must be >= 1, got {request.eot}.")
+    paid = (request.account, request.total_queries, request.total_seconds)
+    if any(value is not None for value in paid) and not is_address(request.classifier):
+        raise SpecError(
+            "--account, --total-queries and --total-seconds are for a target at an address such as "
+            f"http://127.0.0.1:8000, got {request.classifier}; --queries N holds each attack to a budget."
+        )
     if request.surrogates is not None and request.queries is not None:
         raise SpecError("--queries counts what the target is asked, and with --surrogates it is not; drop one of them.")
     if request.queries is not None and request.eot not in (None, 1):

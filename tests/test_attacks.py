@@ -35,6 +35,7 @@ INSTANCES = {
     "simba": ("simba:queries=40", ("linf", "l2", "l1")),
     "simba-dct": ("simba-dct:queries=40", ("linf", "l2", "l1")),
     "nes": ("nes:queries=40:samples=6", ("linf", "l2", "l1")),
+    "nes-blind": ("nes-blind:queries=30:samples=4", ("linf", "l2")),
     "spsa": ("spsa:queries=40:samples=6", ("linf", "l2", "l1")),
     "bandits": ("bandits:queries=40", ("linf", "l2", "l1")),
     "hopskipjump": ("hopskipjump:queries=40:probes=6", ("linf", "l2")),

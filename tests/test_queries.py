@@ -38,7 +38,7 @@ from tests.helpers import make_convnet, make_images, make_linear, write_linear_t
 from tests.nearest_helpers import FarLinear
 from tests.query_helpers import Counting, LabelsOnly, outcomes_of, rounds_of
 
-SCORES = ("square", "noise", "simba", "simba-dct", "nes", "spsa", "bandits")
+SCORES = ("square", "noise", "simba", "simba-dct", "nes", "nes-blind", "spsa", "bandits")
 LABELS = ("boundary", "hopskipjump", "surfree")
 TASK_ATTACKS = "square,simba,hopskipjump"
 
