@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -81,7 +82,7 @@ class Momentum(ABC):
         """The first state, of the attack's own class."""
         return MomentumState.start(x, y, threat, rng, **common)
 
-    def tune(self, s: Any, seen: Look) -> tuple[Any, Tensor]:
+    def tune(self, s: Any, seen: Look) -> tuple[MomentumState, Tensor]:
         """The state with what the attack remembers of the round, and the gradient that is accumulated."""
         return s, seen.grad
 
@@ -95,12 +96,12 @@ class Momentum(ABC):
         """One gradient and one step of the iterate for every row."""
         assert isinstance(s, MomentumState)
         seen = self.look(oracle, s, s.i >= self.steps)
-        s, grad = self.tune(s, seen)
+        told, grad = self.tune(s, seen)
         size = per_row(grad.abs().flatten(1).mean(1).clamp(min=_TINY), grad)
         g = self.decay * s.g + grad / size
         ascent = s.x_next + s.threat.eps / self.steps * s.threat.steepest(g)
         x_next = s.threat.project(s.x, ascent)
-        return replace(s, x_adv=seen.point, logits=seen.logits, i=s.i + 1, g=g, x_next=x_next)
+        return replace(told, x_adv=seen.point, logits=seen.logits, i=s.i + 1, g=g, x_next=x_next)
 
 
 def at_the_iterate(oracle: QueryModel, s: MomentumState, loss: Loss) -> Look:
@@ -112,4 +113,4 @@ def at_the_iterate(oracle: QueryModel, s: MomentumState, loss: Loss) -> Look:
 def reach_of(threat: ThreatModel, x: Tensor) -> float:
     """Size of a change of every pixel that has length eps: eps in Linf, eps / sqrt(n) in L2, eps / n in L1."""
     pixels = x[0].numel()
-    return threat.eps / {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[threat.norm]
+    return threat.eps / {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[threat.norm]

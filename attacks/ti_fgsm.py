@@ -40,7 +40,7 @@ class TIFGSM(Momentum):
     def look(self, oracle: QueryModel, s: MomentumState, last: Tensor) -> Look:
         return at_the_iterate(oracle, s, self.loss)
 
-    def tune(self, s: Any, seen: Look) -> tuple[Any, Tensor]:
+    def tune(self, s: Any, seen: Look) -> tuple[MomentumState, Tensor]:
         grad = seen.grad
         radius = self.radius or max(1, round(_RADIUS * min(grad.shape[2:]) / _SIDE))
         line, channels = gaussian(radius).to(grad), grad.shape[1]

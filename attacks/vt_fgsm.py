@@ -58,4 +58,5 @@ class VTFGSM(Momentum):
         return here._replace(varies=total / self.samples - here.grad)
 
     def tune(self, s: VTState, seen: Look) -> tuple[VTState, Tensor]:
+        assert seen.varies is not None
         return replace(s, v=seen.varies), seen.grad + s.v

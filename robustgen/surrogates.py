@@ -39,12 +39,16 @@ class Ensemble(nn.Module):
     @property
     def names(self) -> str:
         """Of the members, with commas."""
-        return ", ".join(member.card.name for member in self.members)  # type: ignore[union-attr]
+        return ", ".join(member.card.name for member in self._classifiers())
 
     @property
     def identity(self) -> tuple[str, ...]:
         """A text a member: its name and the sha256 of its weights."""
-        return tuple(f"{m.card.name} sha256:{m.weights_sha256}" for m in self.members)  # type: ignore[union-attr]
+        return tuple(f"{m.card.name} sha256:{m.weights_sha256}" for m in self._classifiers())
+
+    def _classifiers(self) -> list[Classifier]:
+        """The members of an ensemble that is in no search form."""
+        return [member for member in self.members if isinstance(member, Classifier)]
 
     @property
     def protocol(self) -> str:

@@ -142,7 +142,8 @@ def _on_itself(request: Request) -> str | Plan | None:
     """The plan of a target by itself: that of the request, or the attacks of `transfer`."""
     if request.attacks is not None or request.plan not in (None, "transfer"):
         return request.plan
-    return replace(transfer(ThreatModel("linf", 0.1)), name="transfer-white-box")
+    plan: Plan = transfer(ThreatModel("linf", 0.1))
+    return replace(plan, name="transfer-white-box")
 
 
 def _folder(row: str, target: str) -> str:

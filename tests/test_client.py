@@ -166,6 +166,9 @@ def test_budgets() -> None:
     with pytest.raises(RemoteError, match="next try is due after"):
         slow.client(seconds=10).ask(X[:1])
     assert [] == slow.slept
+    never = Fake(lambda _n: httpx2.Response(429, headers={"retry-after": "1e9"}))
+    with pytest.raises(RemoteError, match="asks to wait 1000000000 s"):
+        never.client().ask(X[:1])
     for options, says in (({"queries": 0}, "--total-queries must"), ({"seconds": -1.0}, "--total-seconds must")):
         with pytest.raises(SpecError, match=says):
             Fake().client(**options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -45,16 +47,17 @@ def test_an_estimate_is_that_of_the_formula() -> None:
 
 
 def test_blacklight_sees_the_plain_attack_and_not_this_one() -> None:
-    """Of forty queries on mid-tones: NES shares half a fingerprint at its second, this one never."""
+    """Of forty queries on noise: NES shares half a fingerprint with an earlier one within twenty, this one never."""
     model = make_linear((1, 12, 12))
     x, y = make_images(model, 1, (1, 12, 12))
-    seen = {}
+    seen: dict[str, Any] = {}
     for text in ("nes", "nes-blind"):
         monitor = Blacklight(threshold=25, key=3)
         states = rounds_of(parse_attack(text), model, x, y, ThreatModel("linf", 0.02), 40)
         alarms = [monitor.see("a", s.x_adv[0]) for s in states[1:]]
         seen[text] = alarms.index(True) if any(alarms) else None
-    assert seen == {"nes": 1, "nes-blind": None}
+    assert seen["nes-blind"] is None
+    assert 0 < seen["nes"] < 20
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"content": b"not a picture", "headers": PNG}, 400, "no PNG that can be read"),
     ({"content": bomb(), "headers": PNG}, 400, "PNG must be of 8 x 8 pixels, mode L, got one that is far"),
     ({"content": png(np.zeros((900, 900), np.uint8)), "headers": PNG}, 400, "mode L, got 900 x 900, mode L"),
-    ({"content": png(np.zeros((8, 8), np.uint8))[:60], "headers": PNG}, 400, "no PNG that can be read"),
+    ({"content": png((255 * X[0, 0].numpy()).astype(np.uint8))[:60], "headers": PNG}, 400, "no PNG that can be read"),
     ({"content": png(np.zeros((8, 8, 3), np.uint8)), "headers": PNG}, 400, "mode L, got 8 x 8, mode RGB"),
     ({"content": b"\x80\x04N.", "headers": {"content-type": "application/octet-stream"}}, 415, "content-type must be"),
     ({"content": b"0" * 9 * 2**20, "headers": JSON}, 413, "at most 8388608 bytes"),

@@ -11,6 +11,7 @@ import logging
 import math
 import random
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 _KEPT = 100_000  # answers in the cache
 _TRIES = 6
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between tries, doubled each time, with jitter
+_PATIENCE = 600.0  # seconds that a server may ask for
 _GO_ON = "what is finished is kept, and the same command goes on"
 
 
@@ -88,6 +90,7 @@ class Client:
         self._sleep, self._clock, self._chance = sleep, clock, chance
         self._failures = (httpx.TransportError,)
         self._http = httpx.Client(timeout=timeout, transport=transport, trust_env=False)
+        weakref.finalize(self, self._http.close)
         self._answers: OrderedDict[bytes, Tensor] = OrderedDict()
         self.served = self._describe()
         self.caches = not self.served.stochastic
@@ -160,6 +163,8 @@ class Client:
         seconds = min(_LONGEST_WAIT, _FIRST_WAIT * 2**trial) * (0.5 + self._chance())
         if wait is not None:
             seconds = wait + 0.1 * self._chance()
+        if seconds > _PATIENCE:
+            raise RemoteError(f"{self.url} asks to wait {seconds:.0f} s; {_GO_ON} after that.")
         if self._until is not None and self._clock() + seconds > self._until:
             raise RemoteError(
                 f"{self.url}: the next try is due after --total-seconds are over; {_GO_ON} with a new one."
