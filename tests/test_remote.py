@@ -26,7 +26,7 @@ from tests.query_helpers import Counting
 from tests.serve_helpers import SHAPE, running, served
 from tests.test_schemas import schema
 
-ASKED: dict[str, Any] = {"threat": "linf:0.03", "attacks": "square,hopskipjump", "queries": 60}
+ASKED: dict[str, Any] = {"threat": "linf:0.03", "attacks": "square,hopskipjump", "queries": 30}
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +126,10 @@ def test_a_spent_budget_loses_nothing(task: Path, target: tuple[str, Counting], 
     stops = 0
     for _ in range(40):
         try:
-            record = evaluate(task, url, tmp_path / "run", attacks="square", batch_size=2, total_queries=150)
+            record = evaluate(task, url, tmp_path / "run", attacks="square", batch_size=2, total_queries=70)
             break
         except RemoteError as error:
-            stops += "budget of 150 queries is spent" in str(error)
+            stops += "budget of 70 queries is spent" in str(error)
     assert 0 < stops < 40
     assert (tmp_path / "run" / "examples.jsonl").read_text() == (tmp_path / "whole" / "examples.jsonl").read_text()
     assert record.robust_accuracy == whole.robust_accuracy

@@ -70,9 +70,10 @@ class Stateful(Monitor):
             raise SpecError(f"stateful: history must hold k = {self.k} queries, got {self.history}.")
 
     def look(self, account: str, x: Tensor) -> float:
-        size = [math.ceil(side / self.pool) for side in x.shape[1:]]
-        point = F.adaptive_avg_pool2d(x.cpu(), size).flatten()
-        held, count = self.seen.pop(account, None) or (torch.empty(self.history, len(point)), 0)
+        height, width = (math.ceil(side / self.pool) for side in x.shape[1:])
+        point = F.adaptive_avg_pool2d(x.cpu(), (height, width)).flatten()
+        held, count = self.seen.get(account, (torch.empty(0, len(point)), 0))
+        held = held if len(held) else torch.empty(self.history, len(point))
         kept = min(count, self.history)
         suspicion = -math.inf
         if kept >= self.k:
@@ -80,6 +81,7 @@ class Stateful(Monitor):
             suspicion = -float(distances.topk(self.k, largest=False).values.mean())
         held[count % self.history] = point
         self.seen[account] = (held, count + 1)
+        self.seen.move_to_end(account)
         if len(self.seen) > _ACCOUNTS:
             self.seen.popitem(last=False)
         return suspicion
