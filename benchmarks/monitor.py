@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="the last images; misclassified ones are left out")
     parser.add_argument("--budget", type=int, default=500, help="queries for an image")
     parser.add_argument("--false-alarms", type=float, default=0.001, help="share of honest queries")
-    parser.add_argument("--accounts", type=int, default=40, help="honest accounts")
+    parser.add_argument("--accounts", type=int, default=10, help="honest accounts")
     parser.add_argument("--dry", action="store_true", help="store nothing")
     options = parser.parse_args()
     tune_process()

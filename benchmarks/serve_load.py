@@ -35,26 +35,27 @@ async def load(url: str, pid: int, bodies: list[bytes], clients: int, seconds: f
     memory: list[int] = []
     until = time.monotonic() + seconds
 
-    async def client(k: int) -> None:
-        async with httpx2.AsyncClient(timeout=30, trust_env=False) as http:
-            while time.monotonic() < until:
-                begun = time.monotonic()
-                try:
-                    headers = {"content-type": "application/json", "x-account": f"load {k}"}
-                    answer = await http.post(f"{url}/predict", content=bodies[k % len(bodies)], headers=headers)
-                    told = "" if answer.status_code == 200 else str(answer.status_code)
-                except httpx2.HTTPError as error:
-                    told = type(error).__name__
-                if told:
-                    errors[told] = errors.get(told, 0) + 1
-                waits.append(time.monotonic() - begun)
+    async def client(k: int, http: httpx2.AsyncClient) -> None:
+        while time.monotonic() < until:
+            begun = time.monotonic()
+            try:
+                headers = {"content-type": "application/json", "x-account": f"load {k}"}
+                answer = await http.post(f"{url}/predict", content=bodies[k % len(bodies)], headers=headers)
+                told = "" if answer.status_code == 200 else str(answer.status_code)
+            except httpx2.HTTPError as error:
+                told = type(error).__name__
+            if told:
+                errors[told] = errors.get(told, 0) + 1
+            waits.append(time.monotonic() - begun)
 
     async def watch() -> None:
         while time.monotonic() < until:
             memory.append(resident(pid))
             await asyncio.sleep(0.5)
 
-    await asyncio.gather(watch(), *(client(k) for k in range(clients)))
+    limits = httpx2.Limits(max_connections=clients, max_keepalive_connections=clients)  # one connection a client
+    async with httpx2.AsyncClient(timeout=30, trust_env=False, verify=False, limits=limits) as http:
+        await asyncio.gather(watch(), *(client(k, http) for k in range(clients)))
     waits.sort()
     settled = memory[len(memory) // 4 :]
     return {

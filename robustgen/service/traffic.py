@@ -38,8 +38,8 @@ class Traffic:
         noise: standard deviation, in pixels of [0, 1].
     """
 
-    accounts: int = 40
-    queries: int = 200
+    accounts: int = 10
+    queries: int = 150
     share: float = 0.3
     frames: int = 10
     shift: int = 1
@@ -57,13 +57,19 @@ class Traffic:
 def honest_traffic(
     dataset: Dataset, ids: Sequence[int], traffic: Traffic, seed: int
 ) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
-    """Account and image (C, H, W) of every query; accounts take turns, as they do at a service."""
+    """Account and image (C, H, W) of every query; accounts take turns, as they do at a service.
+
+    No image is sent a second time but as a frame of its burst; the traffic ends early where there are too few.
+    """
     draws = np.random.default_rng(seed)
+    unsent = draws.permutation(np.asarray(ids)).tolist()
     waiting: list[list[Tensor]] = [[] for _ in range(traffic.accounts)]
     for _ in range(traffic.queries):
         for account, queue in enumerate(waiting):
+            if not queue and not unsent:
+                return
             if not queue:
-                image = dataset.batch([ids[int(draws.integers(len(ids)))]])[0][0]
+                image = dataset.batch([unsent.pop()])[0][0]
                 burst = draws.random() < traffic.share
                 queue += [_frame(image, traffic, draws) for _ in range(traffic.frames)] if burst else [image]
             yield f"honest {account}", queue.pop(0)
