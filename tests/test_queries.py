@@ -365,7 +365,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ]
     assert 0 == _run([*command, "--json"])
     table = json.loads(capsys.readouterr().out)
-    assert ("queries", {*SCORES, *LABELS} - {"noise"}) == (table["plan"], set(table["queries"]["attacks"]))
+    assert ("queries", {*SCORES, *LABELS} - {"noise", "nes-blind"}) == (table["plan"], set(table["queries"]["attacks"]))
     assert table["precision"].startswith("float32")
     assert 0 == _run(command)
     told = capsys.readouterr().out
