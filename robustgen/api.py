@@ -38,6 +38,10 @@ def evaluate(
     attacks: str | None = None,
     goal: str | None = None,
     queries: int | None = None,
+    surrogates: str | None = None,
+    account: str | None = None,
+    total_queries: int | None = None,
+    total_seconds: float | None = None,
     purify: str | None = None,
     gradient: str = "full",
     eot: int | None = None,
@@ -57,7 +61,7 @@ def evaluate(
 
     Args:
         classifier: a name (`robustgen list classifiers`), a card file, "torchvision:NAME", "robustbench:NAME",
-            "python:FILE.py:FUNCTION" or a module: (B, C, H, W) float32 in [0, 1] -> logits (B, K).
+            "python:FILE.py:FUNCTION", "http://HOST:PORT" or a module: (B, C, H, W) float32 in [0, 1] -> logits (B, K).
         data: a name (`robustgen list data`), "folder:PATH", "npz:PATH" or images (N, C, H, W) and labels (N,); by
             default what the classifier's card names, or the embedded images.
         threat: "linf:8/255", "l2:0.5", "l1:12" or "patch:6x6"; by default what classifier or data are known for.
@@ -68,6 +72,10 @@ def evaluate(
             class, which is the default where the plan does not say otherwise.
         queries: the most images that each attack may send for one example; every attack must see answers only, and is
             run on all examples. The plan is "queries" then, where none is named.
+        surrogates: names with commas: the attacks run on the mean of their logits, and the classifier only judges
+            where each attack ends. The plan is "transfer" then, where none is named.
+        account, total_queries, total_seconds: of a classifier at an address: names that it is asked under, the next one
+            where one is closed; the most images and seconds of this call.
         purify: a purifier put in front, such as "diffpure:t=0.1,steps=20" (`robustgen list purifiers`).
         gradient: how gradients cross it where the plan does not say: "full", "surrogate", "adjoint", "bpda", "none".
         eot: draws behind each gradient of a random defence, where the plan does not say.
@@ -91,7 +99,8 @@ def evaluate(
     request = Request(
         classifier=classifier, data=data, threat=threat, plan=plan, attacks=attacks, n=n, ids=ids, seed=seed,
         precision=precision, weights=weights, data_dir=data_dir, purify=purify, gradient=gradient, eot=eot,
-        report=report, goal=goal, queries=queries,
+        report=report, goal=goal, queries=queries, surrogates=surrogates,
+        account=account, total_queries=total_queries, total_seconds=total_seconds,
     )  # fmt: skip
     job = prepare(request, device=device, batch_size=batch_size, out=None if out is None else Path(out))
     return run_job(job, progress or Silent())

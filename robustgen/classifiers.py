@@ -89,7 +89,8 @@ def load_classifier(
     Args:
         spec: a bundled name; the path of a card (`.json`); `torchvision:NAME`; `robustbench:[DATA/][THREAT/]NAME`;
             `python:MODULE:FUNCTION` or `python:FILE.py:FUNCTION` for a function without arguments that returns a
-            module; one of these behind a purifier, as in "diffpure:t=0.1,steps=20@fmnist-at"; or a module.
+            module; one of these behind a purifier, as in "diffpure:t=0.1,steps=20@fmnist-at"; `http://HOST:PORT`, a
+            server that answers without gradients; or a module.
         weights: file that replaces the weights which the spec would bring.
         shape: (C, H, W) of the images it is for; a card that says otherwise is refused.
         classes: number of classes of the data; a card with fewer is refused.
@@ -104,6 +105,10 @@ def load_classifier(
         if (split := split_name(spec)) is not None:
             inner = load_classifier(split[1], weights=weights, shape=shape, classes=classes)
             return defend(inner, split[0])
+    if isinstance(spec, str) and spec.startswith(("http://", "https://")):
+        from robustgen.remote import load_remote  # it stands on this module
+
+        return load_remote(spec, shape=shape)
     file = None if weights is None else read_weights(Path(weights))
     with torch.random.fork_rng(devices=[]):
         if isinstance(spec, nn.Module):

@@ -36,7 +36,10 @@ def _root(
 def eval_command(
     classifier: Annotated[
         str,
-        typer.Argument(help="Name, card file, torchvision:NAME, robustbench:NAME, python:MODULE_OR_FILE.py:FUNCTION."),
+        typer.Argument(
+            help="Name, card file, torchvision:NAME, robustbench:NAME, python:MODULE_OR_FILE.py:FUNCTION, or "
+            "http://HOST:PORT."
+        ),
     ] = "fmnist-at",
     data: Annotated[
         str | None,
@@ -66,6 +69,14 @@ def eval_command(
         int | None,
         typer.Option(help="Most images an attack may send for one example; for attacks that see answers only."),
     ] = None,
+    surrogates: Annotated[
+        str | None, typer.Option(help="Attack these (NAME,NAME) instead, by their mean logits; the classifier judges.")
+    ] = None,
+    account: Annotated[
+        str | None, typer.Option(help="Of an http:// target: what it is asked under; more with commas, one by one.")
+    ] = None,
+    total_queries: Annotated[int | None, typer.Option(help="Of an http:// target: most images in this call.")] = None,
+    total_seconds: Annotated[float | None, typer.Option(help="Of an http:// target: when to stop.")] = None,
     purify: Annotated[
         str | None, typer.Option(help="Put a purifier in front: diffpure:t=0.1,steps=20 (`list purifiers`).")
     ] = None,
@@ -111,13 +122,18 @@ def eval_command(
       robustgen eval fmnist-standard --threat patch:6x6 -n 100
 
       robustgen eval fmnist-standard --threat linf:0.05 --queries 1000 --attacks square,bandits,hopskipjump -n 50
+
+      robustgen eval fmnist-standard --plan transfer --surrogates fmnist-at,fmnist-at-l2 -n 100
+
+      robustgen eval http://127.0.0.1:8000 --threat linf:0.05 --queries 500 --attacks hopskipjump -n 10
     """
     from robustgen.prepare import Request, prepare
 
     if plan is not None and attacks is not None:
         raise SpecError("--plan and --attacks exclude each other; drop one of them.")
     asked = {"data": data, "threat": threat, "plan": plan, "attacks": attacks, "ids": ids, "n": n, "seed": seed,
-             "eot": eot, "goal": goal, "queries": queries}  # fmt: skip
+             "eot": eot, "goal": goal, "queries": queries, "surrogates": surrogates,
+             "account": account, "total_queries": total_queries, "total_seconds": total_seconds}  # fmt: skip
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if suite is not None:
         from robustgen.suites import load_suite
@@ -252,18 +268,20 @@ def show_command(
     print(catalog.details(name))
 
 
-from robustgen import (  # noqa: E402 -- these register their commands
-    cli_certify,  # noqa: F401
-    cli_corruptions,  # noqa: F401
-    cli_doctor,  # noqa: F401
-    cli_forge,  # noqa: F401
-    cli_generator,  # noqa: F401
-    cli_leaderboard,  # noqa: F401
-    cli_new,  # noqa: F401
-    cli_patch,  # noqa: F401
-    cli_purify,  # noqa: F401
-    cli_reproduce,  # noqa: F401
-    cli_runs,  # noqa: F401
+from robustgen import (  # noqa: E402, F401 -- these register their commands
+    cli_certify,
+    cli_corruptions,
+    cli_doctor,
+    cli_forge,
+    cli_generator,
+    cli_leaderboard,
+    cli_new,
+    cli_patch,
+    cli_purify,
+    cli_reproduce,
+    cli_runs,
+    cli_serve,
+    cli_transfer,
 )
 
 # typer brings its own copy of click in some versions and imports click in others; BadParameter leads to the right one.

@@ -117,6 +117,8 @@ def defend(classifier: Classifier, purifier: str | Purifier, *, gradient: str = 
         ArtifactError: the generator's files are missing or damaged.
     """
     chosen = parse_purifier(purifier) if isinstance(purifier, str) else purifier
+    if classifier.card.architecture == "remote":
+        raise SpecError(f"{classifier.card.name} answers as it is; a purifier in front of it is the server's business.")
     if chosen.generator is None:
         return Defended(chosen, classifier, gradient=gradient, surrogate=surrogate)
     generator = load_generator(chosen.generator, precision="float32")

@@ -129,6 +129,7 @@ def run(
     keep_nearest: bool = False,
     starts: Callable[[int], Tensor | None] | None = None,
     only_last: bool = False,
+    unasked: bool = False,
     goals: Goals | None = None,
     queries: int | None = None,
 ) -> None:
@@ -149,6 +150,7 @@ def run(
         keep_nearest: fill in `Outcome.nearest` of those that were not broken.
         starts: where an example begins, (C, H, W), instead of where the attack would; None for there.
         only_last: only the last point of a row is judged: the oracle speaks for another classifier than the judge.
+        unasked: with `only_last`, that point is judged whatever the oracle says of it.
         goals: the class that each prediction must become, for an attack that can be told one; None for any wrong one.
         queries: an example is given up after the round in which it has been sent forward so often, restarts included.
     """
@@ -169,7 +171,7 @@ def run(
                 log.warning(
                     "memory is exhausted by a larger batch: going on with %d rows at once, same results", largest
                 )
-            rows = _settle(rows, attack, judge, waiting, finish, only_last, found, queries)
+            rows = _settle(rows, attack, judge, waiting, finish, only_last, unasked, found, queries)
 
 
 def _enter(
@@ -234,6 +236,7 @@ def _settle(
     waiting: deque[_Entry],
     finish: Callable[[Outcome], None],
     only_last: bool,
+    unasked: bool,
     found: dict[int, Outcome] | None,
     queries: int | None,
 ) -> _Batch | None:
@@ -244,7 +247,7 @@ def _settle(
     s = rows.state
     ill = ~s.logits.isfinite().all(1)
     silent = ill | ~s.ended(attack.rounds) if only_last else ill
-    broken = _judge_candidates(rows, judge, _measure(rows, judge.threat, silent), finish, found)
+    broken = _judge_candidates(rows, judge, _measure(rows, judge.threat, silent, unasked), finish, found)
     spent = torch.zeros_like(broken) if queries is None else rows.forwards >= queries
     done = (s.ended(attack.rounds).cpu() | spent) & ~broken & ~ill.cpu()
     for row in ill.nonzero().flatten().tolist():
@@ -261,14 +264,15 @@ def _settle(
     return rows if stay.all() else rows.take(stay.nonzero().flatten())
 
 
-def _measure(rows: _Batch, threat: ThreatModel, silent: Tensor) -> Tensor:
+def _measure(rows: _Batch, threat: ThreatModel, silent: Tensor, unasked: bool) -> Tensor:
     """Keep each row's smallest margin inside the threat model; (B,) bool: the search form errs on a point inside.
 
+    All points inside are taken for such where it is `unasked`, but those of silent rows.
     Where a point lies is asked only where it matters, since most rounds bring most rows nothing new.
     """
     s = rows.state
     gap = s.gap(s.logits)
-    missed = s.reached(s.logits)
+    missed = s.reached(s.logits) | unasked
     candidates = ((missed | (gap < rows.margin.to(gap.device))) & ~silent).nonzero().flatten()
     hit = torch.zeros_like(silent)
     if len(candidates):

@@ -3,6 +3,7 @@
     RobustgenError            exit 1: the run failed
     ├── SpecError             exit 2: the request is wrong; one sentence, no traceback
     ├── ArtifactError         exit 2: a file is missing, truncated, unsafe or not what its card says
+    ├── RemoteError           exit 1: a server does not answer as agreed, or its budget is spent
     ├── AttackError           exit 1: an attack left the threat model, or the model stopped giving numbers
     └── RecordError           exit 2: a run folder of another identity, schema or state
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["ArtifactError", "AttackError", "RecordError", "RobustgenError", "SpecError", "unknown_name"]
+__all__ = ["ArtifactError", "AttackError", "RecordError", "RemoteError", "RobustgenError", "SpecError", "unknown_name"]
 
 
 class RobustgenError(Exception):
@@ -37,6 +38,10 @@ class ArtifactError(RobustgenError):
     """A file of data or weights cannot be used."""
 
     exit_code = 2
+
+
+class RemoteError(RobustgenError):
+    """A classifier at an address cannot be asked any more."""
 
 
 class AttackError(RobustgenError):

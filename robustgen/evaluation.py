@@ -14,30 +14,30 @@ from robustgen import engine
 from robustgen.attacks.base import sees
 from robustgen.attacks.losses import goal_margin, margin
 from robustgen.attacks.queries import counts_queries
-from robustgen.defended import crossed_by, has_generator
+from robustgen.defended import crossed_by
 from robustgen.distances import summarise_distances
 from robustgen.environment import describe_environment
 from robustgen.flags import FLAGS
-from robustgen.health import Health, black_box_wins, broken_without_gradients, inspect_classifier
+from robustgen.health import black_box_wins, broken_without_gradients
+from robustgen.inspection import inspect_job
 from robustgen.journal import Journal
 from robustgen.judge import Judge, clean_streams, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.own_plans import keep_plan
-from robustgen.prepare import Job, Stage
+from robustgen.prepare import Job
 from robustgen.progress import Progress
-from robustgen.queries import summarise_queries
+from robustgen.queries import QueriesSummary, summarise_queries
 from robustgen.ranks import Ranks
-from robustgen.record import ExampleRecord, RunRecord, summarise
+from robustgen.record import ExampleRecord, RunRecord, StochasticScore, summarise
 from robustgen.rng import stage_seed
 from robustgen.scoring import VOTES, score_stochastic
+from robustgen.stages import Stage
 from robustgen.targets import summarise_targets
 from robustgen.witnesses import slot_key
 
 __all__ = ["open_journal", "run_job"]
 
-_HEALTH_ROWS_BEHIND_A_GENERATOR = (8, 8)  # where a pass costs tens of evaluations
 _QUIET = 0.005  # share of the examples that a rung must break for the next, larger one to be run
-_HEALTH_ROWS = (16, 64)  # at least and at most; an eighth of the examples in between, so that the cost stays small
 
 
 def run_job(job: Job, progress: Progress, ranks: Ranks = Ranks()) -> RunRecord:  # noqa: B008 -- frozen
@@ -111,7 +111,9 @@ class _Run:
 
     def __init__(self, job: Job, journal: Journal, progress: Progress, ranks: Ranks) -> None:
         self.job, self.journal, self.progress, self.ranks = job, journal, progress, ranks
-        self.health = self._inspect()
+        begun = time.perf_counter()
+        self.health = inspect_job(job, self.fetch, progress)
+        self._clock("health", begun)
         self.randomised = "randomised" in self.health.flags
         votes = VOTES if self.randomised else 1
         self.judges = {threat: Judge(job.classifier, threat, votes=votes) for threat in job.threats}
@@ -131,19 +133,6 @@ class _Run:
         self.flags: set[str] = set()
         self.ran = [stage.label for stage in job.stages]
         self.notes: list[str] = []
-
-    def _inspect(self) -> Health:
-        """Health checks on the first examples."""
-        begun, ids = time.perf_counter(), self.job.ids
-        least, most = _HEALTH_ROWS if not has_generator(self.job.classifier) else _HEALTH_ROWS_BEHIND_A_GENERATOR
-        rows = min(len(ids), max(least, min(most, len(ids) // 8)))
-        self.progress.start("health", rows)
-        x, y = self.fetch(ids[:rows])
-        found = inspect_classifier(self.job.classifier, x, y, self.job.threats[0], seed=self.job.spec.seed)
-        self._clock("health", begun)
-        flags = tuple(sorted({*found.flags, *self.job.flags}))
-        self.progress.advance(rows, f"flags: {', '.join(flags) or 'none'}")
-        return replace(found, flags=flags)
 
     def fetch(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         x, y = self.job.dataset.batch(ids)
@@ -236,8 +225,8 @@ class _Run:
         engine.run(
             stage.attack, self._oracle(stage), self.judges[stage.threat], self.fetch, todo, stage.threat,
             seed=stage_seed(self.job.spec.seed, stage.label), batch_size=self.job.batch_size, finish=finish,
-            keep_nearest=self.randomised or self.job.plan.crosses, only_last=stage.blind, starts=self._starts(stage),
-            goals=self._goals if self.job.goal.targeted else None, queries=stage.queries,
+            keep_nearest=self.randomised or self.job.plan.crosses, only_last=stage.blind, unasked=stage.elsewhere,
+            starts=self._starts(stage), goals=self._goals if self.job.goal.targeted else None, queries=stage.queries,
         )  # fmt: skip
         if not self.job.plan.individual:
             self.standing = [id_ for id_ in self.standing if id_ not in broken]
@@ -309,7 +298,7 @@ class _Run:
         """Where a flag says that gradients may lie, run what the plan keeps for that case."""
         self.flags = set(self.health.flags)
         won, left, _ = self._count(self.job.escalation)
-        if black_box_wins(won, left):
+        if not self.job.on_surrogates and black_box_wins(won, left):
             self.flags.add("black-box-wins")
         reasons = sorted(name for name in self.flags if FLAGS[name].escalates)
         if not reasons or not self.job.escalation:
@@ -365,18 +354,27 @@ class _Run:
         held[label] = held.get(label, 0.0) + time.perf_counter() - begun
 
 
+def _score(job: Job, examples: Sequence[ExampleRecord], journal: Journal) -> StochasticScore | None:
+    """The figures are about the label, so a goal has the majority's verdict alone; a server is not paid for more."""
+    return None if job.goal.targeted or job.remote else score_stochastic(job, examples, journal)
+
+
+def _queries(job: Job, examples: Sequence[ExampleRecord], ran: Sequence[str]) -> QueriesSummary | None:
+    counted = counts_queries(job.plan, job.threats[0]) and not job.on_surrogates
+    return summarise_queries(examples, ran) if counted else None
+
+
 def _record(job: Job, journal: Journal, run: _Run) -> RunRecord:
     examples, clock = [journal.done[id_] for id_ in job.ids], journal.all_seconds()
     clean, robust, attacks = summarise(examples, run.ran, clock)
     distances, nearest = summarise_distances(examples, run.ran) if run.slots else (None, None)
     flags = run.flags | ({"not-finite"} if any(e.error for e in examples) else set())
     return RunRecord(
-        # The figures of a randomised classifier are about its label; a goal has the majority's verdict alone.
-        stochastic=score_stochastic(job, examples, journal) if run.randomised and not job.goal.targeted else None,
+        stochastic=_score(job, examples, journal) if run.randomised else None,
         targets=summarise_targets(examples, job.classes),
         distances=distances,
         nearest=nearest,
-        queries=summarise_queries(examples, run.ran) if counts_queries(job.plan, job.threats[0]) else None,
+        queries=_queries(job, examples, run.ran),
         spec=job.spec.table(),
         identity=job.spec.identity(),
         n=len(examples),

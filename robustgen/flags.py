@@ -70,6 +70,12 @@ FLAGS: dict[str, Flag] = {
         "raise --eot to 10 or more, or attack with --plan adaptive",
         escalates=False,
     ),
+    "transfer-beats-white-box": Flag(
+        "attacks made on other classifiers break more images than the same attacks on the classifier itself",
+        "with honest gradients its own lead furthest, so what comes from elsewhere should be the weaker attack",
+        "look for masked gradients, attack a smooth stand-in (BPDA), and take the lower of the two figures",
+        escalates=False,
+    ),
     "not-finite": Flag(
         "the classifier returned NaN or infinity on some images",
         "such an image is a failure of the classifier, and no attack is credited with it",

@@ -6,7 +6,7 @@ the record. What a flag means and what to do about it stands in flags.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,6 +25,7 @@ __all__ = [
     "broken_without_gradients",
     "inspect_classifier",
     "is_stochastic",
+    "transfer_wins",
 ]
 
 
@@ -97,6 +98,18 @@ def broken_without_gradients(example: ExampleRecord) -> bool:
         return False
     tried_with_gradients = any(backwards for _, backwards in example.cost.values())
     return tried_with_gradients and example.cost[str(example.broken_by)][1] == 0
+
+
+def transfer_wins(white: Sequence[ExampleRecord], moved: Sequence[ExampleRecord]) -> bool:
+    """Did attacks on surrogates break more than the same attacks on the target, and images that these left standing?
+
+    Args:
+        white, moved: the examples of both runs, the same ones; the count of images is that of `black_box_wins`.
+    """
+    robust = {e.id for e in white if e.robust}
+    standing = [e for e in moved if e.id in robust]
+    won = sum(not e.robust for e in standing)
+    return sum(e.robust for e in moved) < len(robust) and black_box_wins(won, len(standing) - won)
 
 
 def _randomness(classifier: nn.Module, x: Tensor, passes: int = 10) -> float:

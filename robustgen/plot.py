@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GREY",
+    "INK",
     "STYLE",
     "amplification",
     "draw_examples",
@@ -55,6 +56,7 @@ __all__ = [
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of the run's own eps
 _SHOWN = 8  # examples in the grid
 _BLUE, _ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito: told apart by everybody
+INK = 0.55  # share above which a cell of a heat map is so dark that its figure is white
 STYLE: Any = {"font.size": 10.0, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
 
 
@@ -90,6 +92,10 @@ def plot_run(
     if held.threat.norm == "patch":
         raise SpecError(f"{run} is of {held.threat}, which has no eps to draw a curve over; evaluate several sizes.")
     out = out or run
+    if held.record.spec.get("surrogates"):
+        progress.note("the attacks of this run never asked its classifier, so no curve over eps is drawn.")
+        make_folder(out)
+        return draw_examples(held, out, progress)
     sweep = _read_sweep([out, run], held, n)
     model = None
     if sweep is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from robustgen.journal import saved_spec
-from robustgen.plot import GREY, STYLE, draw_examples, make_folder, need_matplotlib, save_figure
+from robustgen.plot import GREY, INK, STYLE, draw_examples, make_folder, need_matplotlib, save_figure
 from robustgen.progress import Progress
 from robustgen.record import RunRecord
 from robustgen.runs import load_run_data, open_run
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["draw_targets", "has_targets", "plot_targets"]
 
 _NAMED = 20  # classes whose names and figures are written
-_INK = 0.55  # rate above which a cell is so dark that its figure is white
 
 
 def has_targets(run: Path) -> bool:
@@ -75,7 +74,7 @@ def draw_targets(record: RunRecord, class_names: Sequence[str]) -> Figure:
             for row, column in ((r, c) for r in range(rows) for c in range(columns)):
                 rate = rates[row][column]
                 text, colour = (
-                    ("–", GREY) if rate is None else (f"{100 * rate:.0f}", "black" if rate < _INK else "white")
+                    ("–", GREY) if rate is None else (f"{100 * rate:.0f}", "black" if rate < INK else "white")
                 )
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
         spec = record.spec

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from robustgen.adversarials import Adversarials
 from robustgen.attacks.base import Attack
 from robustgen.attacks.nearest import check_goal, goal_threats
-from robustgen.attacks.plans import Entry, Few, Limited, Near, Plan, Rung, attack_of, parse_plan
+from robustgen.attacks.plans import Plan, attack_of, parse_plan
 from robustgen.attacks.queries import limit, needs_float32
 from robustgen.attacks.replay import Replay
+from robustgen.attacks.transfer import check_surrogate_plan
 from robustgen.cards import Card, bundled_cards
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
@@ -27,15 +28,19 @@ from robustgen.health import is_stochastic
 from robustgen.journal import saved_spec
 from robustgen.oracle import Oracle
 from robustgen.own_plans import with_stored_plan
-from robustgen.precision import SearchModel, choose_form, parse_form
+from robustgen.precision import SearchForm, SearchModel, choose_form
 from robustgen.ranks import Ranks
 from robustgen.registry import ATTACKS
+from robustgen.remote import Remote, StandIn, check_plan, is_address, load_asked, notes_of, probe
+from robustgen.request import check_request
 from robustgen.rng import ExampleRng
 from robustgen.robustbench_zoo import ROBUSTBENCH, ZooName
 from robustgen.spec import RunSpec, compact_ids
+from robustgen.stages import Stage, stages_of
+from robustgen.surrogates import Ensemble, load_surrogates
 from robustgen.threat import ThreatModel
 
-__all__ = ["DEFAULT_BATCH", "Job", "Request", "default_data", "prepare"]
+__all__ = ["DEFAULT_BATCH", "Job", "Request", "default_data", "prepare", "slug"]
 
 DEFAULT_BATCH = 250
 _PROBE_ROWS = 64
@@ -52,10 +57,14 @@ class Request:
     classifier: str | nn.Module = "fmnist-at"
     data: str | tuple[Tensor, Tensor] | None = None
     threat: str | ThreatModel | None = None
-    plan: str | Plan | None = None  # "adaptive" behind a purifier, "queries" with a budget of them, else "rapid"
+    plan: str | Plan | None = None  # "adaptive" behind a purifier, "queries", "transfer", else "rapid"
     goal: str | None = None  # that of the plan, else "untargeted"
     attacks: str | Sequence[Attack] | None = None
     queries: int | None = None
+    surrogates: str | None = None
+    account: str | None = None  # of a target at an address: names with commas
+    total_queries: int | None = None
+    total_seconds: float | None = None
     start: Adversarials | None = None
     n: int | None = None
     ids: str | Sequence[int] | None = None
@@ -67,24 +76,6 @@ class Request:
     report: str = "accuracy"  # or "distance", of minimum-norm attacks under a threat model without an eps
     weights: str | Path | None = None
     data_dir: str | Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One attack under one threat model, with the label that tables and records give it."""
-
-    label: str
-    attack: Attack
-    threat: ThreatModel
-    within: float | None = None  # only examples whose margin earlier attacks brought below this share of the clean one
-    most: float | None = None  # only where at most this share of the examples classified right is left
-    rung: Rung | None = None  # how its gradient crosses a purifier
-    queries: int | None = None  # budget of an example
-
-    @property
-    def blind(self) -> bool:
-        """Whether it attacks another classifier than the one that is judged."""
-        return self.rung is not None and self.rung.crossing == "transfer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +105,16 @@ class Job:
         """An attack of the plan and all that can come after it."""
         return (*self.stages[self.stages.index(stage) :], *self.growth, *self.escalation)
 
+    @property
+    def remote(self) -> bool:
+        """Whether a server answers for the classifier."""
+        return isinstance(self.classifier, Remote)
+
+    @property
+    def on_surrogates(self) -> bool:
+        """Whether other classifiers are attacked in place of the one that judges."""
+        return bool(self.spec.surrogates)
+
 
 def prepare(
     request: Request, *, device: str = "auto", batch_size: int | None = None, out: Path | None = None,
@@ -124,7 +125,7 @@ def prepare(
     Raises:
         SpecError, ArtifactError: the request cannot be run as asked; nothing has been written.
     """
-    _check_values(request, batch_size)
+    check_request(request, batch_size)
     where = pick_device(device)
     request, own_plan = with_stored_plan(request, out)
     threats = () if request.threat is None else goal_threats(request.threat, request.report)
@@ -139,24 +140,27 @@ def prepare(
     for threat in threats:
         threat.check_images(dataset.shape)
     plans = [_plan_for(request, classifier, threat) for threat in threats]
-    stages, growth, escalation = _stages(plans, threats)
+    stages, growth, escalation = stages_of(plans, threats, elsewhere=request.surrogates is not None)
     x, y = (part.to(where) for part in dataset.batch(ids[:_PROBE_ROWS]))
     labels = torch.as_tensor(dataset.labels[list(ids)])
     devices = [where] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # a stochastic classifier draws from it
-        flags = check_classifier(classifier, x, labels)
+        flags, asked = _look(request, classifier, x, labels, plans)
         for stage in (*stages, *growth, *escalation):  # one example each: an attack may refuse a norm
-            stage.attack.init(Oracle(classifier), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
-        classes = _count_classes(classifier, x)
-        _refuse_mismatch(classifier, x, plans[0], threats[0])
+            stage.attack.init(Oracle(asked), x[:1], y[:1], stage.threat, ExampleRng.of(request.seed, ids[:1]))
+        classes = _count_classes(asked, x)
+        _refuse_mismatch(asked, x, plans[0], threats[0])
+        surrogates = None if request.surrogates is None else load_surrogates(request.surrogates, classifier, x)
     goal.check(classes)
     told = check_labels(goal, labels.tolist())
-    spec = _spec(request, classifier, dataset, ids, threats, plans, classes, goal)
-    stem = f"{_slug(dataset.name)}-{_slug(classifier.card.name)}"
+    spec = _spec(request, classifier, dataset, ids, threats, plans, classes, goal, surrogates)
+    stem = f"{slug(dataset.name)}-{slug(classifier.card.name)}"
     recorded = _recorded_precision(spec, out, stem) if request.precision == "auto" else None
     ranks.agree(spec)
     exact = not threats[0].bounded or any(map(needs_float32, plans))
-    search, notes = _shared_form(classifier, x, y, recorded or request.precision, ranks, exact=exact)
+    searched = surrogates or classifier
+    search, notes = _shared_form(searched, x, y, recorded or request.precision, ranks, exact=exact)
+    notes += notes_of(classifier)
     spec = replace(spec, precision=str(search.form))
     return Job(
         spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
@@ -167,9 +171,20 @@ def prepare(
     )  # fmt: skip
 
 
+def _look(
+    request: Request, classifier: Classifier, x: Tensor, labels: Tensor, plans: Sequence[Plan]
+) -> tuple[list[str], nn.Module]:
+    """Flags, or a refusal; and what attacks are tried on, which is a stand-in where images are paid for."""
+    if not isinstance(classifier, Remote):
+        return check_classifier(classifier, x, labels), classifier
+    for plan in plans if request.surrogates is None else ():
+        check_plan(classifier, plan)
+    return probe(classifier, x, labels.tolist()), StandIn(classifier.client.served.classes)
+
+
 def _spec(
     request: Request, classifier: Classifier, dataset: Dataset, ids: Sequence[int], threats: Sequence[ThreatModel],
-    plans: Sequence[Plan], classes: int, goal: Goal,
+    plans: Sequence[Plan], classes: int, goal: Goal, surrogates: Ensemble | None,
 ) -> RunSpec:  # fmt: skip
     """The specification, with the precision as asked."""
     return RunSpec(
@@ -180,15 +195,19 @@ def _spec(
         ids=compact_ids(ids),
         threat=",".join(str(threat) for threat in threats),
         plan=plans[0].name,
-        protocol=_protocol(plans, threats, classes) + crossing_of(classifier, plans[0]) + goal.protocol,
+        protocol=_protocol(plans, threats, classes)
+        + crossing_of(classifier, plans[0])
+        + ("" if surrogates is None else surrogates.protocol)
+        + goal.protocol,
         goal=str(goal),
         plan_sha256=plans[0].sha256,
+        surrogates=() if surrogates is None else surrogates.identity,
         seed=request.seed,
         precision=request.precision,
     )
 
 
-def _refuse_mismatch(classifier: Classifier, x: Tensor, plan: Plan, threat: ThreatModel) -> None:
+def _refuse_mismatch(classifier: nn.Module, x: Tensor, plan: Plan, threat: ThreatModel) -> None:
     """Distances need a classifier that answers alike each time; draws to average need one that does not."""
     if threat.bounded and plan.eot == 1:
         return
@@ -212,6 +231,8 @@ def _load(request: Request, dataset: Dataset) -> Classifier:
         if purifier is not None:
             raise SpecError(f"{name} has a purifier already; drop --purify.")
         purifier, name = split
+    if is_address(name):
+        return load_asked(request, dataset.shape)
     classifier = load_classifier(name, weights=request.weights, shape=dataset.shape)
     if purifier is not None:
         return defend(classifier, purifier, gradient=request.gradient)
@@ -226,9 +247,11 @@ def _plan_of(request: Request, threat: ThreatModel, *, known: bool = True) -> Pl
     default = "adaptive" if named or request.purify is not None else "rapid"
     default = "patches" if threat.norm == "patch" else default
     default = default if threat.bounded else "nearest"
-    default = default if request.queries is None else "queries"
+    default = default if request.queries is None and not is_address(request.classifier) else "queries"
+    default = default if request.surrogates is None else "transfer"
     plan = _with_start(parse_plan(request.plan or default, request.attacks, threat), request.start)
     plan = plan if request.queries is None else limit(plan, request.queries)
+    plan = check_surrogate_plan(plan, threat, surrogates=request.surrogates is not None)
     check_goal(plan, threat, norm_known=known)
     plan = plan if threat.bounded else replace(plan, individual=True)
     return plan if request.eot is None else replace(plan, eot=request.eot)
@@ -267,35 +290,14 @@ def _with_start(plan: Plan, start: Adversarials | None) -> Plan:
 
 
 def _shared_form(
-    classifier: Classifier, x: Tensor, y: Tensor, request: str, ranks: Ranks, *, exact: bool
+    classifier: nn.Module, x: Tensor, y: Tensor, request: str, ranks: Ranks, *, exact: bool
 ) -> tuple[SearchModel, list[str]]:
     """What `choose_form` says on rank 0, whose timing the others do not disturb."""
+    if isinstance(classifier, Remote):  # there is one form, and timing it would be paid for
+        return SearchModel(classifier, SearchForm()), []
     chosen = choose_form(classifier, x, y, request, exact=exact) if ranks.first else None
     form = ranks.from_first(None if chosen is None else str(chosen[0].form))
     return chosen or choose_form(classifier, x, y, str(form))
-
-
-def _stages(plans: Sequence[Plan], threats: Sequence[ThreatModel]) -> tuple[tuple[Stage, ...], ...]:
-    """The attacks of a plan under each threat model in turn, those of its growth, and those of its escalation."""
-    parts: tuple[list[Stage], ...] = ([], [], [])
-    for plan, threat in zip(plans, threats, strict=True):
-        alike = sum(other.norm == threat.norm for other in threats) > 1
-        prefix = "" if len(threats) == 1 else f"{threat if alike else threat.norm}/"
-        labels = iter([prefix + label for label in plan.labels()])
-        groups: tuple[Sequence[Entry], ...] = (plan.attacks, plan.growth, plan.escalation)
-        for part, entries in zip(parts, groups, strict=True):
-            part += [_stage(next(labels), entry, threat) for entry in entries]
-    return tuple(tuple(part) for part in parts)
-
-
-def _stage(label: str, entry: Entry, threat: ThreatModel) -> Stage:
-    if isinstance(entry, Limited):
-        return Stage(label, entry.attack, threat, queries=entry.queries)
-    if isinstance(entry, Near):
-        return Stage(label, entry.attack, threat, within=entry.within)
-    if isinstance(entry, Few):
-        return Stage(label, entry.attack, threat, most=entry.most)
-    return Stage(label, entry.attack, threat, rung=entry) if isinstance(entry, Rung) else Stage(label, entry, threat)
 
 
 def _protocol(plans: Sequence[Plan], threats: Sequence[ThreatModel], classes: int) -> str:
@@ -303,32 +305,6 @@ def _protocol(plans: Sequence[Plan], threats: Sequence[ThreatModel], classes: in
     if len(plans) == 1:
         return plans[0].protocol(classes)
     return " | ".join(f"{threat}: {plan.protocol(classes)}" for plan, threat in zip(plans, threats, strict=True))
-
-
-def _check_values(request: Request, batch_size: int | None) -> None:
-    """Refuse what can be refused before any file is opened; some of it only a Python caller can get wrong."""
-    if request.precision != "auto":
-        parse_form(request.precision)
-    if batch_size is not None and batch_size < 1:
-        raise SpecError(f"--batch-size must be >= 1, got {batch_size}.")
-    ExampleRng.of(request.seed, [0])  # checks the seed
-    data, kind = request.data, type(request.data).__name__
-    if not isinstance(request.classifier, str | nn.Module):
-        raise SpecError(f"classifier must be a name or a torch.nn.Module, got a {type(request.classifier).__name__}.")
-    if not isinstance(data, str | None) and [isinstance(part, Tensor) for part in data] != [True, True]:
-        raise SpecError(
-            f"data must be a name or a pair of tensors (images, labels), got a {kind}; see torch.from_numpy."
-        )
-    if not isinstance(request.threat, str | ThreatModel | None):
-        raise SpecError(f"threat must be a text such as 'linf:8/255', got {request.threat!r}.")
-    if not isinstance(request.n, int | None):
-        raise SpecError(f"--n must be an integer, got {request.n!r}.")
-    if request.eot is not None and request.eot < 1:
-        raise SpecError(f"--eot must be >= 1, got {request.eot}.")
-    if request.queries is not None and request.eot not in (None, 1):
-        raise SpecError(f"--queries counts single answers, and --eot {request.eot} averages several; drop one of them.")
-    if request.attacks is not None and request.plan is not None:
-        raise SpecError("--plan and --attacks exclude each other; drop one of them.")
 
 
 def _choose_ids(request: Request, dataset: Dataset) -> list[int]:
@@ -366,7 +342,7 @@ def _default_threat(classifier: Classifier, dataset: Dataset, report: str) -> st
     return threat.partition(":")[0] if report == "distance" else threat
 
 
-def _count_classes(classifier: Classifier, x: Tensor) -> int:
+def _count_classes(classifier: nn.Module, x: Tensor) -> int:
     with torch.no_grad():
         return int(classifier(x[:1]).shape[1])
 
@@ -381,6 +357,6 @@ def _recorded_precision(spec: RunSpec, out: Path | None, stem: str) -> str | Non
     return None
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
     """A name as part of a folder name."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.rpartition("/")[2]).strip("-") or "user"

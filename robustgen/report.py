@@ -17,6 +17,7 @@ from robustgen.tables import aligned
 
 if TYPE_CHECKING:
     from robustgen.compare import Comparison
+    from robustgen.transfer import TransferMatrix
     from robustgen.verification import Verification
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "print_record",
     "record_lines",
     "stochastic_rows",
+    "transfer_lines",
     "verification_lines",
 ]
 
@@ -46,6 +48,11 @@ def _headline(record: RunRecord) -> list[tuple[str, str]]:
         ("classifier", f"{spec['classifier']}  (weights {spec['weights_sha256'][:12]})"),
         ("data", f"{spec['data']}, {record.n} examples"),
         ("threat", spec["threat"]),
+        *(
+            [("attacked", ", ".join(s.rpartition(" ")[0] for s in spec["surrogates"]))]
+            if spec.get("surrogates")
+            else []
+        ),
         ("clean accuracy", _percent(record.clean_accuracy)),
         *_targets(record),
         *_distances(record),
@@ -167,7 +174,9 @@ def verification_lines(found: Verification) -> list[str]:
     if found.doubtful:
         shown = ", ".join(map(str, found.doubtful[:5]))
         lines.append(f"note     {found.doubt}: {len(found.doubtful)} examples ({shown})")
-    verdict = f"every figure follows from its {found.evidence}" if found.holds else f"{len(found.wrong)} contradictions"
+    lines += [f"NOT CHECKED  {line}" for line in found.unchecked]
+    holds = "what could be checked holds" if found.unchecked else f"every figure follows from its {found.evidence}"
+    verdict = holds if found.holds else f"{len(found.wrong)} contradictions"
     return [*lines, f"{found.run}: {verdict}"]
 
 
@@ -187,6 +196,19 @@ def comparison_lines(found: Comparison) -> list[str]:
             shown = ", ".join(map(str, ids[:12])) + (", ..." if len(ids) > 12 else "")
             lines.append(f"{row.run.rpartition('/')[2]}: robust only {where}: {shown or 'none'}")
     return lines
+
+
+def transfer_lines(found: TransferMatrix) -> list[str]:
+    """A line a surrogate, a column a target: share broken of what the target classifies right."""
+    table = [("attacked", *found.names)]
+    for row in found.rows:
+        cells = [found.at(row, name) for name in found.names]
+        table.append((row, *("-" if c is None or c.success is None else str(c.success) for c in cells)))
+    right = [next(c.attacked for c in found.cells if c.target == name) for name in found.names]
+    table.append(("classified right", *(f"{k} of {found.n}" for k in right)))
+    flagged = [f"{name}: {flag}: {flag_meaning(flag)}" for name, flags in found.flags.items() for flag in flags]
+    head = f"{found.data}, {found.n} examples, {found.threat}; share broken of what the target classifies right"
+    return [head, "", *aligned(table), "", *(flagged or ["flags: none"]), found.protocol]
 
 
 def _p_value(p: float) -> str:

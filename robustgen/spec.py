@@ -81,6 +81,7 @@ class RunSpec(Spec):
         precision: the search form as resolved, such as "bfloat16+channels_last+folded".
         goal: what counts as a success, such as "targeted:3"; "untargeted" is left out of the file.
         plan_sha256: of the TOML file that the plan came from, byte for byte; left out where there was none.
+        surrogates: name and sha256 of the classifiers that were attacked in place of this one; left out without any.
         schema: of this file.
     """
 
@@ -96,12 +97,13 @@ class RunSpec(Spec):
     precision: str
     goal: str = "untargeted"
     plan_sha256: str = ""
+    surrogates: tuple[str, ...] = ()
     schema: int = 1
 
     @classmethod
     def optional(cls) -> dict[str, Any]:
-        """A run without a goal, of a plan that came with robustgen."""
-        return {"goal": "untargeted", "plan_sha256": ""}
+        """A run without a goal, of a plan that came with robustgen, on the classifier itself."""
+        return {"goal": "untargeted", "plan_sha256": "", "surrogates": ()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

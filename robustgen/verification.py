@@ -24,6 +24,7 @@ class Verification:
         checked: one line a check that was made, with what it covered.
         wrong: one sentence a contradiction; empty where everything holds.
         doubtful: examples whose outcome here differs by no more than rounding on another machine explains.
+        unchecked: what could not be checked here, and how it could be.
         evidence: what the figures were computed from.
         doubt: what makes an example doubtful, in words.
     """
@@ -32,6 +33,7 @@ class Verification:
     checked: tuple[str, ...]
     wrong: tuple[str, ...]
     doubtful: tuple[int, ...] = ()
+    unchecked: tuple[str, ...] = ()
     evidence: str = "witnesses"
     doubt: str = "margins so small that rounding may decide"
 

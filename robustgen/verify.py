@@ -33,6 +33,7 @@ from robustgen.prepare import DEFAULT_BATCH
 from robustgen.progress import Progress, Silent
 from robustgen.queries import summarise_queries
 from robustgen.record import ExampleRecord, RunRecord, summarise
+from robustgen.remote import is_address
 from robustgen.rng import ExampleRng, stage_seed
 from robustgen.runs import load_run_classifier, load_run_data, read_examples
 from robustgen.scoring import VOTES
@@ -40,6 +41,7 @@ from robustgen.spec import RunSpec, expand_ids
 from robustgen.targets import summarise_targets
 from robustgen.threat import ThreatModel
 from robustgen.verification import Findings, Verification
+from robustgen.verify_remote import misplaced, without_server
 from robustgen.verify_targets import verify_targets
 from robustgen.witnesses import read_found_by, read_witnesses
 
@@ -88,6 +90,8 @@ def verify_run(
     if check.paperwork():
         try:
             dataset, ids = load_run_data(run, record.spec, data_dir)
+            if is_address(record.spec["classifier"]) and classifier is None:
+                return check.without_server(dataset)
             model = load_run_classifier(
                 run, record.spec, dataset.shape, given=classifier, weights=weights, command=f"robustgen verify {run}"
             )
@@ -178,6 +182,16 @@ class _Check(Findings):
         self.labels_and_predictions(dataset, model)
         self.witnesses(dataset, model)
         self.distances(dataset, model)
+
+    def without_server(self, dataset: Dataset) -> Verification:
+        """All but predictions, of a target that only its server can speak for."""
+        self.checked.append(f"data: hash of {len(self.examples)} examples")
+        without_server(self, dataset)
+        again = f"robustgen verify {self.run} --classifier {self.record.spec['classifier']}"
+        told = f"predictions, which only the server knows; to ask it again, a query for each image: {again}"
+        return Verification(
+            run=self.run, checked=tuple(self.checked), wrong=tuple(self.wrong), unchecked=(told,),
+        )  # fmt: skip
 
     def labels_and_predictions(self, dataset: Dataset, model: Classifier) -> None:
         """Labels as in the data; the class of each clean image as recorded."""
@@ -300,16 +314,8 @@ class _Check(Findings):
         self, e: ExampleRecord, threat: ThreatModel, x: Tensor, x_adv: Tensor, guess: int, gap: float
     ) -> str | None:
         """What is wrong with one witness, or None."""
-        if not x_adv.isfinite().all():
-            return "its witness holds NaN or infinity."
-        low, high = float(x_adv.min()), float(x_adv.max())
-        if low < 0 or high > 1:
-            return f"its witness leaves [0, 1]: it reaches from {low:.4g} to {high:.4g}."
-        distance = float(threat.distance(x, x_adv))
-        if distance > threat.eps + threat.tolerance:
-            return f"its witness lies {distance:.6g} from the image, outside {threat}; is it that of another example?"
-        if e.distance is None or abs(distance - e.distance) > 1e-9 + 1e-9 * distance:
-            return f"its distance was edited: {e.distance}, the witness lies at {distance:.9g}."
+        if (said := misplaced(e, threat, x, x_adv)) is not None:
+            return said
         if self._excused(e.id, gap):
             return None
         if e.target is not None and guess != e.target:

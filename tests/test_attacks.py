@@ -35,11 +35,18 @@ INSTANCES = {
     "simba": ("simba:queries=40", ("linf", "l2", "l1")),
     "simba-dct": ("simba-dct:queries=40", ("linf", "l2", "l1")),
     "nes": ("nes:queries=40:samples=6", ("linf", "l2", "l1")),
+    "nes-blind": ("nes-blind:queries=30:samples=4", ("linf", "l2")),
     "spsa": ("spsa:queries=40:samples=6", ("linf", "l2", "l1")),
     "bandits": ("bandits:queries=40", ("linf", "l2", "l1")),
     "hopskipjump": ("hopskipjump:queries=40:probes=6", ("linf", "l2")),
     "boundary": ("boundary:queries=40", ("l2",)),
     "surfree": ("surfree:queries=40", ("l2",)),
+    "mi-fgsm": ("mi-fgsm:steps=4", ("linf", "l2", "l1")),
+    "ni-fgsm": ("ni-fgsm:steps=4", ("linf", "l2")),
+    "di-fgsm": ("di-fgsm:steps=4", ("linf", "l2")),
+    "ti-fgsm": ("ti-fgsm:steps=4", ("linf", "l2")),
+    "si-fgsm": ("si-fgsm:steps=3:copies=3", ("linf", "l2")),
+    "vt-fgsm": ("vt-fgsm:steps=3:samples=2", ("linf", "l2")),
     "fmn": ("fmn:steps=15:restarts=2", ("linf", "l2", "l1")),
     "fmn-t": ("fmn-t:steps=10:restarts=3", ("linf", "l2", "l1")),
     "fab": ("fab:steps=10:restarts=2", ("linf", "l2", "l1")),
@@ -47,7 +54,8 @@ INSTANCES = {
     "patch-pgd": ("patch-pgd:places=9:keep=2:steps=4", ("patch",)),
     "patch-rs": ("patch-rs:queries=40", ("patch",)),
 }
-FORWARDS = {"fab": 5, "fab-t": 2}  # images sent forward in a round with the five classes of `subject`; 1 for the others
+# Images sent forward in a round with the five classes of `subject`; 1 for the others.
+FORWARDS = {"fab": 5, "fab-t": 2, "si-fgsm": 3, "vt-fgsm": 3}
 START = {"malt": 8}  # a look at the clean image, and the slope towards each wrong class; 3 for the others
 CASES = [(text, norm) for text, norms in INSTANCES.values() for norm in norms]
 THREATS = {"linf": "linf:0.02", "l2": "l2:0.2", "l1": "l1:1.5", "patch": "patch:2x3"}

@@ -38,7 +38,7 @@ from tests.helpers import make_convnet, make_images, make_linear, write_linear_t
 from tests.nearest_helpers import FarLinear
 from tests.query_helpers import Counting, LabelsOnly, outcomes_of, rounds_of
 
-SCORES = ("square", "noise", "simba", "simba-dct", "nes", "spsa", "bandits")
+SCORES = ("square", "noise", "simba", "simba-dct", "nes", "nes-blind", "spsa", "bandits")
 LABELS = ("boundary", "hopskipjump", "surfree")
 TASK_ATTACKS = "square,simba,hopskipjump"
 
@@ -365,7 +365,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ]
     assert 0 == _run([*command, "--json"])
     table = json.loads(capsys.readouterr().out)
-    assert ("queries", {*SCORES, *LABELS} - {"noise"}) == (table["plan"], set(table["queries"]["attacks"]))
+    assert ("queries", {*SCORES, *LABELS} - {"noise", "nes-blind"}) == (table["plan"], set(table["queries"]["attacks"]))
     assert table["precision"].startswith("float32")
     assert 0 == _run(command)
     told = capsys.readouterr().out
