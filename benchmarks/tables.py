@@ -22,7 +22,8 @@ def load_result(name: str) -> dict[str, Any]:
 def source(result: dict[str, Any]) -> str:
     """Command, date and machine; where rows were measured on several days, which of them when and where."""
     rows: dict[str, list[str]] = {}
-    for row in result.get("rows", ()):
+    held = result.get("rows")
+    for row in held if isinstance(held, list) else []:
         if "measured" in row:
             rows.setdefault(row["measured"], []).append(f"{row['classifier']}, {row['threat']}")
     machine = result["environment"]
