@@ -201,14 +201,12 @@ def test_style_loads_nothing() -> None:
     """The style names no address, and its colours tell text from paper: 4.5 to 1 by WCAG in both themes."""
     css = (ROOT / "leaderboard" / "static" / "style.css").read_text(encoding="utf-8")
     assert not re.search(r"url\(|@import|https?:", css)
-    themes = re.findall(r"--paper: (#\w+);\s+--sheet: (#\w+);\s+--ink: (#\w+);\s+--soft: (#\w+);[^}]*?--theirs: (#\w+);"
-                        r"[^}]*?--doubt: (#\w+);\s+--doubt-sheet: (#\w+);", css)  # fmt: skip
-    assert 3 == len(themes)
-    assert themes[1] == themes[2]
-    for paper, sheet, ink, soft, theirs, doubt, doubt_sheet in themes:
-        for text in (ink, soft, theirs, doubt):
-            assert min(contrast(text, paper), contrast(text, sheet)) >= 4.5, text
-        assert contrast(doubt, doubt_sheet) >= 4.5
+    held = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\);", css)
+    for theme in (1, 2):
+        colour = {row[0]: row[theme] for row in held}
+        for text in ("ink", "soft", "theirs", "doubt"):
+            assert min(contrast(colour[text], colour[under]) for under in ("paper", "sheet")) >= 4.5, (text, theme)
+        assert contrast(colour["doubt"], colour["doubt-sheet"]) >= 4.5
 
 
 def contrast(one: str, other: str) -> float:

@@ -17,7 +17,7 @@ from robustgen.cli import _run
 from robustgen.leaderboard.boards import Row, board_names, make_board, rank_rows
 from robustgen.leaderboard.claims import board_claims, claims_of, over_a_point, show_claims
 from robustgen.leaderboard.published import load_published
-from robustgen.leaderboard.table import show_board
+from robustgen.leaderboard.table import ranks, show_board
 from robustgen.statistics import proportion, share_interval
 from tests.helpers import ROOT
 
@@ -95,6 +95,12 @@ def test_ranks_by_overlap() -> None:
     """Wilson intervals of 1,000 images: 500 [46.9, 53.1] overlaps 540 [50.9, 57.1], that overlaps 590 [55.9, 62.0]."""
     rows = [a_row("low", 500), a_row("mid", 540), a_row("high", 590), a_row("far", 900)]
     assert [("far", 1, 1, 1), ("high", 2, 2, 3), ("mid", 3, 2, 4), ("low", 4, 3, 4)] == spans(rows)
+
+
+def test_ranks_are_shown_as_a_span() -> None:
+    """Where the data leave several ranks open, and as one where they do not."""
+    rows = rank_rows([a_row("low", 500), a_row("mid", 540), a_row("high", 590), a_row("far", 900)])
+    assert ["1", "2-3", "2-4", "3-4"] == [ranks(row) for row in rows]
 
 
 def test_paired_test_sees_more_than_intervals() -> None:
