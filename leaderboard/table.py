@@ -16,7 +16,7 @@ from robustgen.tables import aligned, csv_table, latex_table, markdown_table
 
 __all__ = [
     "FORMATS", "Column", "board_json", "check_format", "columns_of", "plain_markdown", "points", "print_table",
-    "show_board",
+    "ranks", "show_board",
 ]  # fmt: skip
 
 FORMATS = ("rich", "md", "csv", "latex", "json")
