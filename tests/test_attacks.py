@@ -18,7 +18,7 @@ from robustgen.judge import Judge
 from robustgen.oracle import Oracle
 from robustgen.registry import ATTACKS
 from robustgen.threat import ThreatModel
-from tests.helpers import assert_global_rng_untouched, make_convnet, make_images, make_linear
+from tests.helpers import Linear, assert_global_rng_untouched, make_convnet, make_images, make_linear
 
 # One small instance of every attack, with the norms it knows. A registered attack that is missing here fails a test;
 # `replay`, which needs a file, is tried in test_interchange.py.
@@ -165,19 +165,29 @@ def _double(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("text", WHITE_BOX)
 def test_optimal_on_a_linear_classifier(text: str, norm: str) -> None:
-    """Succeeds a little beyond the closed-form distance of each example, fails everywhere below it."""
-    model = make_linear(classes=2)
-    x, y = make_images(model, 32)
+    """Succeeds a little beyond the closed-form distance of every example, fails everywhere below it."""
+    model, n = make_linear(classes=2), 32
+    x, y = make_images(model, n)
     x = 0.5 + 0.1 * (x - 0.5)  # far from the walls of the box, so that the closed form holds
     y = model(x).argmax(1)
-    distance = model.distance(x, y, norm)
-    for k in range(32):
-        if not 1e-3 < float(distance[k]) < 0.3:
-            continue
-        for factor, expected in ((1.05, True), (0.95, False)):
-            threat = ThreatModel(norm, factor * float(distance[k]))  # type: ignore[arg-type]
-            found = attack_all(parse_attack(text), model, x, y, threat, batch_size=1, order=[k])[k]
-            assert expected == found.broken, f"example {k}, {factor} times the distance"
+    x = _at_one_distance(model, x, y)
+    distance = float(model.distance(x, y, norm)[0])
+    for factor, expected in ((1.05, True), (0.95, False)):
+        threat = ThreatModel(norm, factor * distance)  # type: ignore[arg-type]
+        outcomes = attack_all(parse_attack(text), model, x, y, threat, batch_size=n, order=list(range(n)))
+        assert {k: outcomes[k].broken for k in range(n)} == dict.fromkeys(range(n), expected), f"{factor} x the distance"
+
+
+def _at_one_distance(model: Linear, x: Tensor, y: Tensor) -> Tensor:
+    """Images moved straight towards or away from the boundary of two classes, until all are equally far from it."""
+    normal = model.weight[1] - model.weight[0]
+    sign = 2.0 * y - 1
+    margin = sign * (model(x)[:, 1] - model(x)[:, 0])
+    moved = x + (sign * (margin.mean() - margin) / normal.square().sum())[:, None, None, None] * normal.view_as(x[0])
+    assert torch.equal(model(moved).argmax(1), y)
+    assert 0.3 < moved.min() and moved.max() < 0.7
+    torch.testing.assert_close(model.distance(moved, y, "l2"), model.distance(moved, y, "l2")[:1].expand(len(x)))
+    return moved.detach()
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 8, 1000])
