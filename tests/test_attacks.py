@@ -175,7 +175,7 @@ def test_optimal_on_a_linear_classifier(text: str, norm: str) -> None:
     for factor, expected in ((1.05, True), (0.95, False)):
         threat = ThreatModel(norm, factor * distance)  # type: ignore[arg-type]
         outcomes = attack_all(parse_attack(text), model, x, y, threat, batch_size=n, order=list(range(n)))
-        assert {k: outcomes[k].broken for k in range(n)} == dict.fromkeys(range(n), expected), f"{factor} x the distance"
+        assert {k: outcomes[k].broken for k in range(n)} == dict.fromkeys(range(n), expected), factor
 
 
 def _at_one_distance(model: Linear, x: Tensor, y: Tensor) -> Tensor:
@@ -185,7 +185,8 @@ def _at_one_distance(model: Linear, x: Tensor, y: Tensor) -> Tensor:
     margin = sign * (model(x)[:, 1] - model(x)[:, 0])
     moved = x + (sign * (margin.mean() - margin) / normal.square().sum())[:, None, None, None] * normal.view_as(x[0])
     assert torch.equal(model(moved).argmax(1), y)
-    assert 0.3 < moved.min() and moved.max() < 0.7
+    assert moved.min() > 0.3
+    assert moved.max() < 0.7
     torch.testing.assert_close(model.distance(moved, y, "l2"), model.distance(moved, y, "l2")[:1].expand(len(x)))
     return moved.detach()
 
