@@ -126,7 +126,7 @@ def board_json(board: Board) -> dict[str, Any]:
 
 def row_json(row: Row) -> dict[str, Any]:
     """One row, without what only the paired test needs."""
-    shown = {key: value for key, value in asdict(row).items() if key not in ("images", "broken", "place")}
+    shown = {key: value for key, value in asdict(row).items() if key not in ("images", "broken", "place", "curve")}
     return {**shown, "overclaim": row.overclaim, "tied": row.tied}
 
 
