@@ -123,8 +123,11 @@ def accept(
         work = _Work(path, held, asked, folder, data_dir=data_dir, device=device, progress=progress)
         try:
             card = work.run()
-        except (RobustgenError, OSError) as error:
+        except RobustgenError as error:
             work.fail("can be run here", told(error, path, unpacked))
+            card = None
+        except Exception as error:  # noqa: BLE001 -- what a stranger's file makes raise is a reason, never a traceback
+            work.fail("can be run here", f"{type(error).__name__}: {told(error, path, unpacked)}")
             card = None
     return Acceptance(archive=path, checks=tuple(work.checks), card=card)
 

@@ -158,8 +158,11 @@ def check_names(card: EntryCard | CertifiedCard) -> None:
     purifier, _, inner = name.rpartition("@")
     if not re.fullmatch(r"[A-Za-z0-9_.:=,+-]*", purifier) or re.search(r"\.json|diffusers:", purifier):
         raise SpecError(f"spec.classifier has a purifier that names a file: '{purifier}'.")
-    if origin.classifier:
-        return  # a network that came along, or code, which is another matter
+    check_value("spec.seed", spec.seed, _SEED)
+    if origin.classifier:  # a network that came along, or code, which is another matter
+        if inner in bundled_cards() or inner.startswith((TORCHVISION, ROBUSTBENCH)):
+            raise SpecError(f"spec.classifier is '{inner}', and a network of another origin may not be called so.")
+        return
     inner = inner.partition("+")[0] if origin.weights else inner
     published = re.fullmatch(rf"{TORCHVISION}[a-z0-9_]+|{ROBUSTBENCH}[A-Za-z0-9_/-]+", inner)
     if inner not in bundled_cards() and published is None:
@@ -244,6 +247,7 @@ def _cost(value: Any) -> bool:
     )
 
 
+_SEED: Rule = (lambda value: type(value) is int and 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
 _CLASS: Rule = (lambda value: _whole(value, -1), "a class, or -1")
 _COUNT: Rule = (or_none(_whole), "a whole number >= 0, or null")
 _WORDS: Rule = (or_none(lambda value: isinstance(value, str)), "a text, or null")

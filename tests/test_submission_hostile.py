@@ -254,7 +254,7 @@ def record(change: Callable[[dict[str, Any]], Any]) -> Callable[[Members], Membe
     return lambda members: settled(edited(members, "run/record.json", change))
 
 
-def network(**changes: Any) -> Callable[[Members], Members]:
+def network(called: str = "mine", **changes: Any) -> Callable[[Members], Members]:
     """A small network sent along, with its card changed."""
 
     def spoil(members: Members) -> Members:
@@ -264,6 +264,7 @@ def network(**changes: Any) -> Callable[[Members], Members]:
         }  # fmt: skip
         name = json.loads(members["card.json"])["name"]
         origin = {"classifier": f"classifiers/{name}.json", "weights": ""}
+        members = respecified(members, classifier=called)
         spec = json.loads(members["run/spec.json"])
         command = json.loads(members["card.json"])["command"].replace(spec["classifier"], origin["classifier"], 1)
         made = edited(members, "card.json", lambda card: card.update(origin=origin, command=command))
@@ -351,6 +352,8 @@ CONTENTS: dict[str, tuple[Callable[[Members], Members], str]] = {
     "tensor of objects": (head({"a": _tensor(0, 8, [1], "O")}, bytes(8)), "of a known dtype"),
     "network of billions": (network(options={"widths": [4096] * 4, "depths": [9] * 4}), "its network has [0-9,]{9,}"),
     "network without end": (network(options={"widths": [4], "depths": [10**9]}), "depths must be at most 256"),
+    "network under another's name": (network("fmnist-at"), "may not be called so"),
+    "seed below zero": (lambda m: respecified(m, seed=-(2**63)), "spec.seed must be a whole number"),
     "network elsewhere": (network(weights="../../x.safetensors"), "weights must be weights.safetensors"),
     "network that is code": (network(architecture="python:evil.py:f"), "unknown architecture"),
 }  # fmt: skip
