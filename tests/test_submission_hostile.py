@@ -76,7 +76,6 @@ ZIPS: dict[str, tuple[list[tuple[str, bytes, dict[str, Any]]], str]] = {
     "drive": ([("C:card.json", b"x", {})], "is no member of a submission"),
     "backslashes": ([("run\\spec.json", b"x", {})], "is no member of a submission"),
     "unknown member": ([CARD, ("run/setup.py", b"x", {})], "'run/setup.py' is no member"),
-    "nul in a name": ([("card.json\0.py", b"x", {})], "is no member of a submission"),
     "control character": ([("card\x1b[31m.json", b"x", {})], r"'card\\x1b"),
     "bidi": ([("card\u202enosj.json", b"x", {})], r"card\\u202e"),
     "html in a name": ([("<script>.json", b"x", {})], "is no member of a submission"),
@@ -152,6 +151,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "unpacked size lies": (lambda: patched(one_member(), central={24: HUGE}), "is compressed or encrypted"),
     "encrypted": (lambda: patched(one_member(), central={8: b"\1\0"}), "is compressed or encrypted"),
     "wrong check sum": (lambda: patched(one_member(), central={16: b"abcd"}), "damaged: Bad CRC-32"),
+    "nul in a name": (lambda: one_member().replace(b"card.json", b"card.js\0n"), "is no member of a submission"),
     "two names": (lambda: patched(one_member(), local={30: b"evil"}), "damaged: File name in directory"),
     "list is missing": (lambda: one_member().replace(b"PK\1\2", b"PK\1\1"), "damaged"),
 }  # fmt: skip
@@ -224,7 +224,7 @@ def test_each_field_of_a_card_has_its_kind(good: Members, tmp_path: Path) -> Non
         for wrong in (True, 3.5, "<b>", ["x"], {"x": 1}, None, []):
             if wrong == card[field] or wrong in fits.get(field, []) or (field in _WORDS and wrong == "<b>"):
                 continue
-            folder = tmp_path / f"{field}-{type(wrong).__name__}"
+            folder = tmp_path / f"{field}-{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             made = edited(good, "card.json", lambda table, f=field, w=wrong: table.update({f: w}))
             refused(written(folder, made), folder, r"\w")
