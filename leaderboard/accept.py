@@ -63,7 +63,7 @@ class Acceptance:
     @property
     def reason(self) -> str:
         """Why nothing was filed."""
-        return next((check.told for check in self.checks if check.outcome == "fails"), "")
+        return next((check.told.rstrip(".") for check in self.checks if check.outcome == "fails"), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

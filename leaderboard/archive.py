@@ -21,7 +21,6 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from robustgen.durable import disk_errors, replace
 from robustgen.errors import ArtifactError
@@ -86,7 +85,7 @@ def unpack(path: Path, folder: Path) -> tuple[dict[str, Path], str]:
         return written, hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.BufferedReader:
     """The file, if it is a plain one of a size that makes sense; a link is not followed, a device not waited for."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if path.is_symlink():
@@ -103,7 +102,7 @@ def _opened(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def _check_end(path: Path, file: BinaryIO) -> None:
+def _check_end(path: Path, file: io.BufferedReader) -> None:
     """The end of the file says how many members there are, before any list of them is built."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _END.size))
