@@ -177,9 +177,8 @@ class _Work:
         """All checks until one fails; the card that was filed."""
         if not self._new() or not self._code() or not self._verified():
             return None
-        entry = entry_of_run(
-            self.held.run, self.means, name=self.card.name, claimed=getattr(self.card, "claimed", None)
-        )
+        claimed = self.card.claimed if isinstance(self.card, EntryCard) else None
+        entry = entry_of_run(self.held.run, self.means, name=self.card.name, claimed=claimed)
         if not self._same(entry):
             return None
         again = self._attacked() if isinstance(self.card, EntryCard) else Again()

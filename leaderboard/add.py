@@ -106,15 +106,14 @@ def verified_entry(run: Path, means: Means, *, name: str | None = None, claimed:
     """The entry of a run that holds; nothing is written."""
     if name is not None:
         check_value("--name", name, FILE_NAME)
-    certified = holds_certification(run)
-    if certified and claimed is not None:
-        raise SpecError(f"--claimed is of robust accuracy, and {run} is a certification; drop it.")
-    if not certified:
+    given = means.classifier
+    if not holds_certification(run):
         record = RunRecord.load(run)
         refuse_distances(run, record, "leaderboard add")
         refuse_goal(run, record, "leaderboard add")
-    recorded = json.loads((run / "spec.json").read_text(encoding="utf-8"))["classifier"]
-    given = means.classifier if certified else means.instead(recorded)
+        given = means.instead(record.spec["classifier"])
+    elif claimed is not None:
+        raise SpecError(f"--claimed is of robust accuracy, and {run} is a certification; drop it.")
     found = verify_run(
         run, classifier=given, weights=means.weights, data_dir=means.data_dir, device=means.device
     )  # fmt: skip

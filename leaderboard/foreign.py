@@ -106,6 +106,7 @@ def _read(path: Path, folder: Path) -> Submission:
         if name.endswith(".safetensors"):
             check_tensors(held[name])
     if CLASSIFIER in held:
+        _check_words(CLASSIFIER, read_object(held[CLASSIFIER]))
         check_network(held[CLASSIFIER], held[WEIGHTS])
     return Submission(
         entry=entry, run=folder / "run", classifier=held.get(CLASSIFIER), weights=held.get(WEIGHTS),

@@ -207,7 +207,7 @@ FORGED: dict[str, tuple[Callable[[Members], Members], str]] = {
     "seconds changed": (
         lambda m: edited(m, "card.json", lambda c: c["cost"].update(seconds=1e-3)), "cost of the card is not"
     ),
-    "all called robust": (lambda m: called_robust(m, 6), f"refuted: plan rapid, seed 5: {len(BROKEN)} of {len(BROKEN + ROBUST)} fell"),
+    "all called robust": (lambda m: called_robust(m, 6), "refuted: plan rapid, seed 5: 3 of 5 fell"),
 }  # fmt: skip
 
 

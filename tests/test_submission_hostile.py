@@ -291,7 +291,7 @@ CONTENTS: dict[str, tuple[Callable[[Members], Members], str]] = {
     "no examples": (lambda m: {k: v for k, v in m.items() if "examples" not in k}, "examples.jsonl is missing"),
     "figure over 100": (card(lambda c: c["robust_accuracy"].update(value=101.0)), "must be a fraction of 1"),
     "clean below robust": (card(lambda c: c.update(right="")), "clean below robust"),
-    "ids beyond the run": (card(lambda c: c.update(right="3,77", robust="3")), "example 77 is robust but not right, or not"),
+    "ids beyond the run": (card(lambda c: c.update(right="3,77", robust="3")), "example 77 is .* not one of the run's"),
     "an id twice": (card(lambda c: c.update(robust="0,0")), "names an example twice"),
     "a billion ids": (card(lambda c: c.update(robust="0-999999999")), "robust must be ids"),
     "hash of the record": (card(lambda c: c.update(record_sha256="0" * 64)), "the card says 000000000000"),
@@ -353,6 +353,7 @@ CONTENTS: dict[str, tuple[Callable[[Members], Members], str]] = {
     "network without end": (network(options={"widths": [4], "depths": [10**9]}), "depths must be at most 256"),
     "network under another's name": (network("fmnist-at"), "may not be called so"),
     "seed below zero": (lambda m: respecified(m, seed=-(2**63)), "spec.seed must be a whole number"),
+    "class names in escape codes": (network(class_names=["\x1b[2J"] * 10), "with characters that cannot be shown"),
     "network elsewhere": (network(weights="../../x.safetensors"), "weights must be weights.safetensors"),
     "network that is code": (network(architecture="python:evil.py:f"), "unknown architecture"),
 }  # fmt: skip
