@@ -24,8 +24,9 @@ from robustgen.data import load_data
 from robustgen.leaderboard.accept import LEVEL, TOLERATED, refuted
 from robustgen.leaderboard.boards import make_board
 from robustgen.leaderboard.build import build_site
-from robustgen.leaderboard.entries import EntryCard, load_entries
+from robustgen.leaderboard.entries import EntryCard, load_entries, request_of
 from robustgen.leaderboard.submit import submit_run
+from robustgen.prepare import Request, prepare
 from robustgen.record import ExampleRecord, summarise
 from robustgen.spec import compact_ids, expand_ids
 from robustgen.statistics import sampled_tail
@@ -68,7 +69,7 @@ def accepted(path: Path, board: Path, *words: str) -> int:
 
 
 def test_an_honest_submission(work: Path, good: Members, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Packed, checked, filed with its network, run again from there; a second time it is on the board already."""
+    """Packed, checked, filed with its network, which leads to the same run; a second time it is on the board already."""
     path = written(tmp_path, good)
     assert 0 == accepted(path, tmp_path / "board", "--check", "2", "--json")
     told = json.loads(capsys.readouterr().out)
@@ -85,10 +86,11 @@ def test_an_honest_submission(work: Path, good: Members, tmp_path: Path, capsys:
     held = {file.relative_to(tmp_path / "board").as_posix() for file in (tmp_path / "board").rglob("*.*")}
     beside = {"classifiers/mine.json", "classifiers/mine.safetensors", "licences/mine.txt", "records/mine.json"}
     assert beside | {"mine.json"} == held
-    out = ["--out", str(tmp_path / "again"), "--json"]
-    assert 0 == _run(["reproduce", "board", "--scale", str(tmp_path / "board"), *out])
-    again = json.loads(capsys.readouterr().out)
-    assert (1, 1) == (again["equal"], again["entries"])
+    assert 0 == _run(["reproduce", "board", "--scale", str(tmp_path / "board"), "--dry-run"])
+    network = str(tmp_path / "board" / "classifiers" / "mine.json")
+    assert capsys.readouterr().out.startswith(f"robustgen eval {network} --data")
+    job = prepare(Request(**request_of(card.spec, card.origin, tmp_path / "board")))
+    assert card.identity == job.spec.identity()
     assert 1 == accepted(path, tmp_path / "board")
     assert "not accepted: this run is on the board already, as mine" in capsys.readouterr().out
 
@@ -114,7 +116,7 @@ def test_injection_everywhere(good: Members, tmp_path: Path) -> None:
 
     made = settled(edited(good, "run/record.json", spoil))
     made = edited(made, "card.json", lambda card: card.update(claimed=claim))
-    assert 0 == accepted(written(tmp_path, made), tmp_path / "board", "--check", "1")
+    assert 0 == accepted(written(tmp_path, made), tmp_path / "board", "--check", "0")
     build_site(tmp_path / "site", load_entries(tmp_path / "board"))
     found = pages(tmp_path / "site")
     for name, page in found.items():
@@ -139,7 +141,13 @@ def resummed(members: Members, rows: list[dict[str, Any]]) -> Members:
     made = settled(edited(with_lines(members, rows), "run/record.json", tell))
     right = compact_ids([e.id for e in examples if e.clean_prediction == e.label])
     standing = compact_ids([e.id for e in examples if e.robust])
-    return edited(made, "card.json", lambda card: card.update(right=right, robust=standing, pictures=[]))
+    fallen = {e.id for e in examples if e.broken_by not in (None, "clean")}
+
+    def show(card: dict[str, Any]) -> None:
+        pictures = [picture for picture in card["pictures"] if picture["id"] in fallen]
+        card.update(right=right, robust=standing, pictures=pictures)
+
+    return edited(made, "card.json", show)
 
 
 def images(members: Members) -> tuple[dict[str, torch.Tensor], np.ndarray[Any, Any]]:
@@ -265,7 +273,7 @@ def test_code_of_strangers_is_not_run(
         "def make():\n    Path('ran').touch()\n    return load_classifier('fmnist-standard').network\n"
     )
     code = "python:net.py:make"
-    robustgen.evaluate(code, "fmnist-test-1k", "linf:0.1", n=2, precision="float32", out=tmp_path / "run")
+    robustgen.evaluate(code, "fmnist-test-1k", "linf:0.1", n=1, precision="float32", out=tmp_path / "run")
     assert 0 == _run(["submit", "run", "--licence", "MIT", "--classifier", code, "--out", "a.zip"])
     assert "Your classifier is code" in capsys.readouterr().out
     (tmp_path / "ran").unlink()
