@@ -69,7 +69,7 @@ def accepted(path: Path, board: Path, *words: str) -> int:
 
 
 def test_an_honest_submission(work: Path, good: Members, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Packed, checked, filed with its network, which leads to the same run; a second time it is on the board already."""
+    """Packed, checked, filed with its network, which leads to the same run; a second time it is there already."""
     path = written(tmp_path, good)
     assert 0 == accepted(path, tmp_path / "board", "--check", "2", "--json")
     told = json.loads(capsys.readouterr().out)
