@@ -7,7 +7,7 @@ import statistics
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 from robustgen.leaderboard.boards import board_names, make_board
 from robustgen.leaderboard.claims import board_claims, over_a_point
-from robustgen.leaderboard.entries import load_entries
+from robustgen.leaderboard.entries import EntryCard, load_entries
 from robustgen.leaderboard.table import points
 
 __all__ = ["board_page", "leaderboard_claims", "leaderboard_entries"]
@@ -29,14 +29,16 @@ def leaderboard_claims() -> str:
 
 def leaderboard_entries() -> str:
     """Our own entries, as their cards say."""
-    rows = []
-    for entry in load_entries():
+    rows, entries = [], load_entries()
+    for entry in entries:
         card = entry.card
-        low, high = 100 * card.robust_accuracy.low, 100 * card.robust_accuracy.high
-        claimed = "" if card.claimed is None else f"{100 * card.claimed.value:.1f} (n = {card.claimed.n})"
-        robust = f"{100 * card.robust_accuracy.value:.2f} [{low:.2f}, {high:.2f}]"
-        clean = f"{100 * card.clean_accuracy.value:.2f}"
-        rows.append((card.spec.classifier, card.spec.threat, str(card.n), clean, robust, claimed, card.date))
+        board = make_board(card.spec.data, card.threat, entries, published=False)
+        shown = next(row for row in board.rows if row.name == card.name)
+        claim = card.claimed if isinstance(card, EntryCard) else None
+        claimed = "" if claim is None else f"{100 * claim.value:.1f} (n = {claim.n})"
+        robust = f"{100 * shown.robust.value:.2f} [{100 * shown.robust.low:.2f}, {100 * shown.robust.high:.2f}]"
+        clean = f"{100 * shown.clean.value:.2f}"
+        rows.append((shown.shown, card.threat, str(card.n), clean, robust, claimed, card.date))
     return markdown_table(("classifier", "threat", "images", "clean", "robust", "claimed", "card of"), rows)
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from robustgen.eps import parse_eps, same_threat
 from robustgen.errors import SpecError, unknown_name
+from robustgen.leaderboard.certified import CERTIFIED, CertifiedCard
 from robustgen.leaderboard.entries import Entry, EntryCard
 from robustgen.leaderboard.published import PublishedEntry, load_published
 from robustgen.spec import expand_ids
@@ -33,16 +35,18 @@ class Row:
         title, link, architecture, venue, date: where it comes from.
         clean, robust: with 95 % intervals; the board is sorted by `robust`.
         measured: what a claim is held against: accuracy under AutoAttack, under corruptions, or of our own run.
-        best_known: the lowest that any attack left, where it is told apart from `measured`.
+        best_known: the lowest that any attack left, where it is told apart from `measured`. Of a certified entry
+            `clean` is certified at radius 0 and `robust` at that of the board.
         claimed: by its authors.
         n: images behind the figures.
         extra_data: None where it is not known.
-        extra: further figures by name, in percent.
+        extra: further figures by name: in percent, but ACR and sigma as they are.
         flags: see flags.html and `robustgen list flags`.
         queries: forwards and backwards an example, of our own runs.
         listed: whether the README lists it; ours are.
         place: among entries of equal figure.
         images, broken: what the paired test compares: which images, and the ids that are not robust.
+        curve: of a certified entry: radius, and share certified within it.
         rank, best, worst: filled in by `rank_rows`; `best` and `worst` are the ranks that the data do not exclude.
     """
 
@@ -68,6 +72,7 @@ class Row:
     place: int = 0
     images: tuple[str, str] | None = None
     broken: frozenset[int] = field(default=frozenset(), repr=False)
+    curve: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     rank: int = 0
     best: int = 0
     worst: int = 0
@@ -98,9 +103,9 @@ def board_names(entries: Iterable[Entry]) -> list[tuple[str, str]]:
     """(data, threat) of every board: the published ones, then those of our own entries that are not among them."""
     names = [(file.data, board.threat) for file in load_published() for board in file.boards]
     for entry in entries:
-        spec = entry.card.spec
-        if not any(data == spec.data and same_threat(threat, spec.threat) for data, threat in names):
-            names.append((spec.data, spec.threat))
+        mine, of = entry.card.spec.data, entry.card.threat
+        if not any(data == mine and same_threat(threat, of) for data, threat in names):
+            names.append((mine, of))
     return names
 
 
@@ -122,6 +127,9 @@ def find_board(data: str, threat: str | None, entries: Iterable[Entry]) -> tuple
     for known_threat in threats:
         if same_threat(threat, known_threat):
             return data, known_threat
+        norm, _, radius = threat.strip().lower().partition(":")
+        if known_threat.startswith(f"{norm}:") and norm.startswith(CERTIFIED) and parse_eps(radius) >= 0:
+            return data, f"{norm}:{radius}"  # a board of certificates is made for any radius
     raise unknown_name(f"threat model of {data}", threat, threats, hint="See robustgen leaderboard boards.")
 
 
@@ -146,9 +154,9 @@ def make_board(
                 images.append(f"published: {kind.images:,} images ({kind.images_are})")
                 rows += [_published_row(entry, kind.images, threat) for entry in file.entries
                          if entry.threat == kind.threat.partition(":")[0] and (entry.zoo or unlisted)]  # fmt: skip
-    own = [_own_row(entry) for entry in entries if ours and _belongs(entry, data, threat)]
+    own = [_own_row(entry, threat) for entry in entries if ours and _belongs(entry, data, threat)]
     if own:
-        sources.append("robustgen: runs of robustgen eval, records in leaderboard/entries")
+        sources.append("robustgen: runs of robustgen eval or certify, records in leaderboard/entries")
         images.append("ours: the images of each run")
     return Board(
         data=data, threat=threat, images="; ".join(images), sources=tuple(sources), rows=rank_rows([*rows, *own])
@@ -183,7 +191,11 @@ def _mcnemar(first: int, second: int) -> float:
 
 
 def _belongs(entry: Entry, data: str, threat: str) -> bool:
-    return entry.card.spec.data == data and same_threat(entry.card.spec.threat, threat)
+    if entry.card.spec.data != data:
+        return False
+    if isinstance(entry.card, CertifiedCard):
+        return threat.partition(":")[0] == entry.card.threat.partition(":")[0]
+    return same_threat(entry.card.threat, threat)
 
 
 def _published_row(entry: PublishedEntry, n: int, threat: str) -> Row:
@@ -211,24 +223,46 @@ def _other_eps(entry: PublishedEntry, threat: str) -> bool:
     return bool(eps) and entry.eps is not None and parse_eps(entry.eps) != parse_eps(eps)
 
 
-def _own_row(entry: Entry) -> Row:
+def _own_row(entry: Entry, threat: str) -> Row:
+    """The row of a card of any kind, on a board of this threat model."""
     card = entry.card
-    value = card.robust_accuracy.value
-    claimed = None if card.claimed is None else card.claimed.value
-    flags = (*card.flags, *(("overclaim",) if _overclaims(card) else ()))
+    accepted = card.accepted
+    shared: dict[str, Any] = {
+        "name": card.name, "shown": card.spec.classifier, "origin": "ours", "title": card.title, "link": "",
+        "architecture": card.architecture, "date": card.date, "n": card.n, "extra_data": None,
+        "images": (card.spec.data_sha256, card.spec.ids),
+    }  # fmt: skip
+    how = "" if accepted is None else ", submitted"
+    if isinstance(card, CertifiedCard):
+        return _certified_row(card, parse_eps(threat.partition(":")[2]), how, shared)
+    standing = frozenset(expand_ids(card.robust))
+    fallen = frozenset() if accepted is None else frozenset(expand_ids(accepted.fell))
+    robust = share_interval(len(standing - fallen) / card.n, card.n) if fallen else card.robust_accuracy
+    flags = [*card.flags, *(accepted.flags if accepted is not None else ())]
+    flags += [name for name, raised in (("broken-further", fallen), ("overclaim", _overclaims(card, robust))) if raised]
     return Row(
-        name=card.name, shown=card.spec.classifier, origin="ours", title=card.title, link="",
-        architecture=card.architecture, venue=f"plan {card.spec.plan}", date=card.date,
-        clean=card.clean_accuracy, robust=card.robust_accuracy, measured=value, best_known=None, claimed=claimed,
-        n=card.n, extra_data=None, extra={}, flags=flags,
+        **shared, venue=f"plan {card.spec.plan}{how}", clean=card.clean_accuracy, robust=robust,
+        measured=card.robust_accuracy.value, best_known=robust.value if fallen else None,
+        claimed=None if card.claimed is None else card.claimed.value, extra={}, flags=tuple(flags),
         queries=(card.cost.forwards + card.cost.backwards) / card.n,
-        images=(card.spec.data_sha256, card.spec.ids),
-        broken=frozenset(expand_ids(card.spec.ids)) - frozenset(expand_ids(card.robust)),
+        broken=frozenset(expand_ids(card.spec.ids)) - (standing - fallen),
     )  # fmt: skip
 
 
-def _overclaims(card: EntryCard) -> bool:
+def _certified_row(card: CertifiedCard, radius: float, how: str, shared: dict[str, Any]) -> Row:
+    spec, held, examples = card.spec, card.held(radius), frozenset(expand_ids(card.spec.ids))
+    robust = share_interval(len(held) / card.n, card.n)
+    return Row(
+        **shared, venue=f"n0 {spec.selection:,}, n {spec.samples:,}, alpha {spec.alpha:g}{how}",
+        clean=share_interval(len(card.held(0.0)) / card.n, card.n), robust=robust, measured=robust.value,
+        best_known=None, claimed=None, extra={"ACR": card.acr, "sigma": spec.sigma},
+        flags=() if card.accepted is None else card.accepted.flags, queries=card.samples / card.n,
+        broken=examples - held, curve=tuple(card.curve()),
+    )  # fmt: skip
+
+
+def _overclaims(card: EntryCard, robust: Estimate) -> bool:
     """Whether the claim is over a point too high, and its images cannot explain it: they are often few."""
-    if card.claimed is None or card.claimed.value - card.robust_accuracy.value <= _OVERCLAIM:
+    if card.claimed is None or card.claimed.value - robust.value <= _OVERCLAIM:
         return False
-    return share_interval(card.claimed.value, card.claimed.n).low > card.robust_accuracy.value
+    return share_interval(card.claimed.value, card.claimed.n).low > robust.value

@@ -16,9 +16,10 @@ from robustgen.durable import disk_errors
 from robustgen.errors import SpecError
 from robustgen.flags import FLAGS
 from robustgen.leaderboard.boards import Board, Row, board_names, make_board
-from robustgen.leaderboard.charts import WIDTH, bar_of, plot_of, top_of
+from robustgen.leaderboard.certified import CertifiedCard
+from robustgen.leaderboard.charts import WIDTH, bar_of, curves_of, plot_of, top_of
 from robustgen.leaderboard.claims import Claim, board_claims, over_a_point
-from robustgen.leaderboard.entries import Entry
+from robustgen.leaderboard.entries import Entry, EntryCard, attacks_of
 from robustgen.leaderboard.marks import BOARD_FLAGS, meaning
 from robustgen.leaderboard.pictures import amplification, png_of
 from robustgen.leaderboard.published import load_published
@@ -36,7 +37,10 @@ _DATA = {
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet", "fashion-mnist": "Fashion-MNIST",
     "fmnist-test-1k": "Fashion-MNIST, 1,000 images",
 }  # fmt: skip
-_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1", "corruptions": "common corruptions"}
+_NORMS = {
+    "linf": "Linf", "l2": "L2", "l1": "L1", "corruptions": "common corruptions", "certified-l2": "certified within L2",
+    "certified-l1": "certified within L1",
+}  # fmt: skip
 _STEP = 20  # rows of a table that are laid out before it is scrolled
 _PAGES = (("index.html", "Boards"), ("claims.html", "Claims"), ("flags.html", "Flags"))
 
@@ -76,8 +80,10 @@ def render_board(board: Board) -> str:
     rows = [_shown(row, top) for row in board.rows]
     filters = [("listed", "weights available"), ("own", "ours"), ("no-extra", "no extra data"), ("no-flag", "no flags")]
     counts = Counter(word for row in rows for word in row["has"].split())
+    curves = [(row.shown, row.curve) for row in board.rows if row.curve]
     return _render(
         "board.html", here="", board=board, title=_title(board), rows=rows, top=top, plot=plot_of(board.rows),
+        curves=curves_of(curves) if curves else None,
         filters=[(name, text) for name, text in filters if 0 < counts[name] < len(rows)],
         extra=list(dict.fromkeys(name for row in board.rows for name in row.extra)),
         claims=any(row.claimed is not None for row in board.rows),
@@ -146,10 +152,16 @@ def _flags() -> str:
 
 def _entry(entry: Entry, file: str, board: Board, pictures: dict[str, Any] | None) -> str:
     card = entry.card
+    if isinstance(card, CertifiedCard):
+        intervals = [(share.radius, Estimate(share.value, share.low, share.high)) for share in card.certified]
+        return _render(
+            "certified.html", here="", card=card, board_file=file, board_title=_title(board), facts=_facts(entry),
+            curves=curves_of([(card.spec.classifier, card.curve())], intervals),
+        )  # fmt: skip
     attacks = [
         {"name": a["name"], "broken": a["broken"], "forwards": a["forwards"] / card.n,
          "backwards": a["backwards"] / card.n}
-        for a in entry.attacks
+        for a in attacks_of(entry.record)
     ]  # fmt: skip
     claimed = card.claimed
     return _render(
@@ -167,8 +179,8 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     told = [
         ("architecture", card.architecture), ("source", card.source), ("licence", card.licence),
         ("weights, sha256", spec.weights_sha256), ("images", f"{spec.data}, ids {spec.ids}"),
-        ("images, sha256", spec.data_sha256), ("threat model", spec.threat), ("plan", spec.plan),
-        ("seed", str(spec.seed)), ("search form", spec.precision), ("identity", card.identity), ("date", card.date),
+        ("images, sha256", spec.data_sha256), *_asked(card), ("seed", str(spec.seed)),
+        ("search form", spec.precision), ("identity", card.identity), ("date", card.date),
     ]  # fmt: skip
     for name, value in sorted(machine.items()):
         if isinstance(value, Mapping):
@@ -178,8 +190,20 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
     return told
 
 
+def _asked(card: EntryCard | CertifiedCard) -> list[tuple[str, str]]:
+    """What only one kind of entry has."""
+    if isinstance(card, EntryCard):
+        return [("threat model", card.spec.threat), ("plan", card.spec.plan)]
+    spec = card.spec
+    return [
+        ("noise", f"{spec.noise}, sigma {spec.sigma:g}"), ("method", f"{spec.method}, profile {spec.profile}"),
+        ("draws that choose the class (n0)", f"{spec.selection:,}"), ("draws at most (n)", f"{spec.samples:,}"),
+        ("alpha", f"{spec.alpha:g}"),
+    ]  # fmt: skip
+
+
 def _witnesses(entry: Entry) -> dict[str, Any] | None:
-    held = entry.card.pictures
+    held = entry.card.pictures if isinstance(entry.card, EntryCard) else ()
     if not held:
         return None
     factor = amplification(held)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from robustgen.leaderboard.boards import Row
 from robustgen.statistics import Estimate
 
-__all__ = ["WIDTH", "Bar", "Plot", "Point", "Tick", "bar_of", "plot_of", "top_of"]
+__all__ = ["WIDTH", "Bar", "Curve", "Curves", "Plot", "Point", "Tick", "bar_of", "curves_of", "plot_of", "top_of"]
 
 WIDTH = 200.0  # of a bar, in units of its picture
 _PLOT = (720.0, 360.0)  # width and height of the plot
 _MARGIN = (46.0, 14.0, 14.0, 42.0)  # left, top, right, bottom
+_RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0)  # between ticks of a radius
 _STEPS = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
@@ -61,6 +62,30 @@ class Plot:
     points: tuple[Point, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Certified accuracy of one entry against the radius: the path of SVG, and the marks of its intervals."""
+
+    name: str
+    path: str
+    whiskers: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curves:
+    """Several curves in one frame, as in `Plot`."""
+
+    width: float
+    height: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Curve, ...]
+
+
 def top_of(rows: Sequence[Row]) -> float:
     """The accuracy at which the bars of a board end: a multiple of a tenth that no interval exceeds."""
     return min(1.0, max(0.1, math.ceil(10 * max((row.robust.high for row in rows), default=1.0)) / 10))
@@ -92,6 +117,40 @@ def plot_of(rows: Sequence[Row]) -> Plot:
         width=_PLOT[0], height=_PLOT[1], left=left, top=top, right=right, bottom=bottom,
         x_ticks=tuple(Tick(x_at(v), f"{v:g}") for v in _places(x_low, x_high, x_step)),
         y_ticks=tuple(Tick(y_at(v), f"{v:g}") for v in _places(y_low, y_high, y_step)), points=points,
+    )  # fmt: skip
+
+
+def curves_of(
+    held: Sequence[tuple[str, Sequence[tuple[float, float]]]], intervals: Sequence[tuple[float, Estimate]] = ()
+) -> Curves:
+    """Step curves that share a frame.
+
+    Args:
+        held: name, and radius with the share certified within it, rising; the share holds up to that radius.
+        intervals: radius and figure, drawn on the first of them.
+    """
+    left, top, right, bottom = _MARGIN[0], _MARGIN[1], _PLOT[0] - _MARGIN[2], _PLOT[1] - _MARGIN[3]
+    widest = max((points[-1][0] for _, points in held), default=0.0) or 1.0
+    step = next((step for step in _RADII if widest <= 6 * step), widest / 6)
+    end = step * math.ceil(widest / step)
+
+    def x_at(radius: float) -> float:
+        return round(left + min(radius / end, 1.0) * (right - left), 1)
+
+    def y_at(share: float) -> float:
+        return round(bottom - share * (bottom - top), 1)
+
+    lines = []
+    for name, points in held:
+        path = f"M{x_at(0.0)} {y_at(points[0][1])}"
+        for (radius, _), (_, share) in zip(points[1:], [*points[2:], (0.0, 0.0)], strict=False):
+            path += f"H{x_at(radius)}V{y_at(share)}"
+        marks = "".join(f"M{x_at(r)} {y_at(f.low)}V{y_at(f.high)}" for r, f in intervals) if not lines else ""
+        lines.append(Curve(name, path, marks))
+    return Curves(
+        width=_PLOT[0], height=_PLOT[1], left=left, top=top, right=right, bottom=bottom,
+        x_ticks=tuple(Tick(x_at(k * step), f"{k * step:g}") for k in range(round(end / step) + 1)),
+        y_ticks=tuple(Tick(y_at(k / 5), f"{20 * k}") for k in range(6)), lines=tuple(lines),
     )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,21 +15,43 @@ from typing import Any
 
 from robustgen.eps import same_threat
 from robustgen.errors import ArtifactError, RecordError, SpecError
-from robustgen.fields import FILE_NAME, NOT_NEGATIVE, TEXT, WHOLE, Rule, check_fields, each, read_section, text
-from robustgen.leaderboard.pictures import MOST, Picture
+from robustgen.fields import FILE_NAME, NOT_NEGATIVE, TEXT, WHOLE, Rule, check_fields, read_section
+from robustgen.leaderboard.certified import CERTIFICATION, CertifiedCard, certification_request
+from robustgen.leaderboard.parts import (
+    FRACTION,
+    HASH,
+    IDS,
+    LINE,
+    LINES,
+    MOST,
+    Accepted,
+    Origin,
+    check_compact,
+    check_figure,
+    check_identity,
+    check_said,
+    check_spec,
+    chosen_ids,
+    count,
+    loading,
+    read_parts,
+    shell_line,
+)
+from robustgen.leaderboard.pictures import MOST as MOST_PICTURES
+from robustgen.leaderboard.pictures import Picture
 from robustgen.leaderboard.published import DAY
 from robustgen.leaderboard.strict import read_object, read_with
 from robustgen.spec import RunSpec, expand_ids
-from robustgen.statistics import Estimate, share_interval
+from robustgen.statistics import Estimate
 
 __all__ = [
-    "ENTRIES", "Claimed", "Cost", "Entry", "EntryCard", "command_of", "load_entries", "read_entry", "request_of",
+    "ENTRIES", "Claimed", "Cost", "Entry", "EntryCard", "attacks_of", "command_in", "command_of", "load_entries",
+    "read_card", "read_entry", "request_of",
 ]  # fmt: skip
 
 ENTRIES = Path(__file__).resolve().parent / "entries"
 
-_MOST = 1_000_000  # examples; ids are not expanded beyond that
-_ROUNDING = 1e-9
+_ATTACKS = "attacks"  # the kind of card that says nothing of its kind
 _COUNTS = ("broken", "forwards", "backwards")
 _FROM_RECORD = ("spec", "identity", "n", "clean_accuracy", "robust_accuracy", "flags", "notes", "environment")
 
@@ -58,7 +79,7 @@ class Claimed:
     source: str
 
     def __post_init__(self) -> None:
-        rules = {"value": _FRACTION, "n": WHOLE, "protocol": _LINE, "source": _LINE}
+        rules = {"value": FRACTION, "n": WHOLE, "protocol": LINE, "source": LINE}
         check_fields(self, "claimed", {f"claimed.{name}": rule for name, rule in rules.items()})
 
 
@@ -80,6 +101,8 @@ class EntryCard:
         command: runs it again.
         claimed: what was said of it before, or None.
         pictures: some of the examples that were broken.
+        origin: where the classifier comes from, if its name does not lead to it.
+        accepted: what was checked when somebody submitted it; None for a run of our own.
 
     Raises:
         SpecError: a field is of another kind than said here, or two of them contradict each other.
@@ -106,33 +129,35 @@ class EntryCard:
     command: str
     claimed: Claimed | None = None
     pictures: tuple[Picture, ...] = ()
+    origin: Origin | None = None
+    accepted: Accepted | None = None
     schema: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self, "", _RULES)
-        for name, value in self.spec.to_json().items():
-            if not (_printable(value) or type(value) is int):
-                raise SpecError(f"spec.{name} must be a text without control characters or a number, got {value!r}.")
+        check_spec(self.spec)
         same_threat(self.spec.threat, self.spec.threat)  # whose eps have to be numbers
-        if self.spec.identity() != self.identity:
-            raise SpecError(f"identity is {self.identity[:12]}, the spec hashes to {self.spec.identity()[:12]}.")
+        check_identity(self.spec, self.identity)
         if self.spec.goal != "untargeted":
             raise SpecError(f"spec.goal must be untargeted on a board of robust accuracy, got '{self.spec.goal}'.")
         self._check_ids()
         for name, ids in (("clean_accuracy", self.right), ("robust_accuracy", self.robust)):
-            _check_figure(name, getattr(self, name), _count(ids), self.n)
-        if self.command != command_of(self.spec):
-            raise SpecError(f"command must be what the spec gives, {command_of(self.spec)!r}, got {self.command!r}.")
+            check_figure(name, getattr(self, name), count(ids), self.n)
+        command = command_of(self.spec, self.origin)
+        if self.command != command:
+            raise SpecError(f"command must be what the spec gives, {command!r}, got {self.command!r}.")
+        if self.accepted is not None:
+            self.accepted.check(set(expand_ids(self.robust)))
 
     def _check_ids(self) -> None:
         for name in ("right", "robust"):
-            _check_compact(name, getattr(self, name), allow_none=True)
-        _check_compact("spec.ids", self.spec.ids)
-        if _count(self.spec.ids) != self.n or self.n > _MOST:
-            raise SpecError(f"n is {self.n}, the spec names {_count(self.spec.ids)} examples (at most {_MOST:,}).")
-        if _count(self.robust) > _count(self.right) or _count(self.right) > self.n:
+            check_compact(name, getattr(self, name), allow_none=True)
+        check_compact("spec.ids", self.spec.ids)
+        if count(self.spec.ids) != self.n or self.n > MOST:
+            raise SpecError(f"n is {self.n}, the spec names {count(self.spec.ids)} examples (at most {MOST:,}).")
+        if count(self.robust) > count(self.right) or count(self.right) > self.n:
             raise SpecError(
-                f"clean below robust: {_count(self.right)} of {self.n} examples are right and {_count(self.robust)} "
+                f"clean below robust: {count(self.right)} of {self.n} examples are right and {count(self.robust)} "
                 "robust, and what is robust has to be right."
             )
         examples, right, robust = (set(expand_ids(ids)) for ids in (self.spec.ids, self.right, self.robust))
@@ -140,12 +165,32 @@ class EntryCard:
             stray = min((robust - right) | (right - examples))
             raise SpecError(f"example {stray} is robust but not right, or not one of the run's.")
         shown = {picture.id for picture in self.pictures}
-        if len(self.pictures) > MOST or len(shown) < len(self.pictures) or not shown <= right - robust:
-            raise SpecError(f"pictures must be of at most {MOST} different examples that were broken.")
+        if len(self.pictures) > MOST_PICTURES or len(shown) < len(self.pictures) or not shown <= right - robust:
+            raise SpecError(f"pictures must be of at most {MOST_PICTURES} different examples that were broken.")
+
+    @property
+    def threat(self) -> str:
+        """Of the board that it belongs on."""
+        return self.spec.threat
+
+    def check_record(self, record: Mapping[str, Any]) -> None:
+        """Refuse a record that does not say what this card says.
+
+        Raises:
+            SpecError: the first field that differs is named.
+        """
+        check_said(self.to_json(), record, _FROM_RECORD)
+        for name in ("forwards", "backwards"):
+            if record.get(name) != getattr(self.cost, name):
+                raise SpecError(f"cost.{name} is not what its record says, {record.get(name)}.")
+        for attack in attacks_of(record):
+            if not isinstance(attack.get("name"), str) or any(type(attack.get(key)) is not int for key in _COUNTS):
+                raise SpecError(f"its record's attacks need a name and whole numbers of {', '.join(_COUNTS)}.")
 
     def to_json(self) -> dict[str, Any]:
-        """What the file holds."""
-        return {**asdict(self), "spec": self.spec.to_json()}
+        """What the file holds; nothing of what a card of a run of our own has not."""
+        made = {**asdict(self), "spec": self.spec.to_json()}
+        return {key: value for key, value in made.items() if value is not None or key not in ("origin", "accepted")}
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> EntryCard:
@@ -154,19 +199,13 @@ class EntryCard:
         Raises:
             SpecError: a field is missing, unknown, or of the wrong kind.
         """
-        made = dict(table)
-        for name, kind in (
-            ("clean_accuracy", Estimate),
-            ("robust_accuracy", Estimate),
-            ("cost", Cost),
-            ("claimed", Claimed),
-        ):
-            if name in made and not (name == "claimed" and made[name] is None):
-                made[name] = _section(kind, name, made[name])
+        made = read_parts(table, _PARTS)
         if "pictures" in made:
             if not isinstance(made["pictures"], list):
                 raise SpecError(f"pictures must be a list, got {made['pictures']!r}.")
-            made["pictures"] = tuple(_section(Picture, "pictures", picture) for picture in made["pictures"])
+            made["pictures"] = tuple(
+                read_parts({"pictures": picture}, {"pictures": Picture})["pictures"] for picture in made["pictures"]
+            )
         if "spec" in made:
             try:
                 made["spec"] = RunSpec.from_json(made["spec"], "spec")
@@ -179,33 +218,40 @@ class EntryCard:
 class Entry:
     """A card with the record that it was made from, read and as the bytes of its file."""
 
-    card: EntryCard
+    card: EntryCard | CertifiedCard
     record: dict[str, Any]
     content: bytes
 
     def check(self) -> None:
-        """Refuse a card that does not say what its record says.
+        """Refuse a card that does not say what its record says, or names another record.
 
         Raises:
             SpecError: the first field that differs is named.
         """
-        said = self.card.to_json()
-        for name in _FROM_RECORD:
-            mine = list(said[name]) if isinstance(said[name], tuple) else said[name]
-            if mine != self.record.get(name):
-                raise SpecError(f"{name} is not what its record says, {str(self.record.get(name))[:60]}.")
-        for name in ("forwards", "backwards"):
-            if self.record.get(name) != said["cost"][name]:
-                raise SpecError(f"cost.{name} is not what its record says, {self.record.get(name)}.")
-        for attack in self.attacks:
-            if not isinstance(attack.get("name"), str) or any(type(attack.get(key)) is not int for key in _COUNTS):
-                raise SpecError(f"its record's attacks need a name and whole numbers of {', '.join(_COUNTS)}.")
+        found = hashlib.sha256(self.content).hexdigest()
+        if found != self.card.record_sha256:
+            raise SpecError(f"its record has sha256 {found[:12]}, the card says {self.card.record_sha256[:12]}.")
+        self.card.check_record(self.record)
 
-    @property
-    def attacks(self) -> list[dict[str, Any]]:
-        """What each attack broke and spent, in the order in which they ran."""
-        held = self.record.get("attacks")
-        return [attack for attack in held if isinstance(attack, dict)] if isinstance(held, list) else []
+
+def attacks_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each attack broke and spent, in the order in which they ran."""
+    held = record.get("attacks")
+    return [attack for attack in held if isinstance(attack, dict)] if isinstance(held, list) else []
+
+
+def read_card(table: Mapping[str, Any]) -> EntryCard | CertifiedCard:
+    """The card of any kind in an object of JSON.
+
+    Raises:
+        SpecError: it is none; the field is named.
+    """
+    kind = table.get("kind", _ATTACKS)
+    if kind not in (_ATTACKS, CERTIFICATION):
+        raise SpecError(f"kind must be {_ATTACKS} (or left out) or {CERTIFICATION}, got {kind!r}.")
+    if kind == CERTIFICATION:
+        return CertifiedCard.from_json(table)
+    return EntryCard.from_json({key: value for key, value in table.items() if key != "kind"})
 
 
 def load_entries(folder: Path | None = None) -> tuple[Entry, ...]:
@@ -232,16 +278,11 @@ def read_entry(path: Path) -> Entry:
     Raises:
         SpecError, ArtifactError: the card is none, or does not match its record; file and field are named.
     """
-    card = read_with(path, EntryCard.from_json)
+    card = read_with(path, read_card)
     if card.name != path.stem:
         raise SpecError(f"{path}: the card is called '{card.name}'; it belongs in {card.name}.json.")
     stored = path.parent / "records" / path.name
-    record = read_object(stored)
-    content = stored.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != card.record_sha256:
-        raise SpecError(f"{path}: {stored} has sha256 {found[:12]}, the card says {card.record_sha256[:12]}.")
-    entry = Entry(card, record, content)
+    entry = Entry(card, read_object(stored), stored.read_bytes())
     try:
         entry.check()
     except SpecError as error:
@@ -249,90 +290,53 @@ def read_entry(path: Path) -> Entry:
     return entry
 
 
-def request_of(spec: RunSpec) -> dict[str, Any]:
-    """What `robustgen eval` is asked for to make such a run again, as keywords of `Request`."""
-    whole = spec.ids == f"0-{_count(spec.ids) - 1}"
+def request_of(spec: RunSpec, origin: Origin | None = None, folder: Path | None = None) -> dict[str, Any]:
+    """What `robustgen eval` is asked for to make such a run again, as keywords of `Request`.
+
+    Args:
+        spec: of the run.
+        origin: of its classifier.
+        folder: of the cards, to which paths in the origin belong; None to leave them as they are.
+    """
+    said = dict(re.findall(r"; (gradient|eot)=(\w{1,9})", spec.protocol))  # of a purified or random classifier
+    crossing = {} if said.get("gradient", "full") == "full" else {"gradient": said["gradient"]}
+    draws = {"eot": int(said["eot"])} if said.get("eot", "").isdecimal() else {}
     return {
-        "classifier": spec.classifier, "data": spec.data, "threat": spec.threat, "plan": spec.plan,
-        **({"n": _count(spec.ids)} if whole else {"ids": spec.ids}), "seed": spec.seed, "precision": spec.precision,
+        **loading(spec.classifier, origin, folder), "data": spec.data, "threat": spec.threat, "plan": spec.plan,
+        **crossing, **draws, **chosen_ids(spec.ids), "seed": spec.seed, "precision": spec.precision,
     }  # fmt: skip
 
 
-def command_of(spec: RunSpec) -> str:
+def command_of(spec: RunSpec, origin: Origin | None = None) -> str:
     """The same as a line for the shell, each word quoted where it must be."""
-    asked = request_of(spec)
-    words = ["robustgen", "eval", asked.pop("classifier")]
-    for name, value in asked.items():
-        words += [f"--{name}", str(value)]
-    return shlex.join(words)
+    return shell_line("eval", request_of(spec, origin))
 
 
-def _section(kind: type[Any], name: str, value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise SpecError(f"{name} must be an object, got {value!r}.")
-    return read_section(kind, name, value)
+def command_in(card: EntryCard | CertifiedCard, folder: Path) -> str:
+    """The command of a card, with the paths of what lies in the folder of the cards."""
+    if isinstance(card, CertifiedCard):
+        return shell_line("certify", certification_request(card.spec, card.origin, folder))
+    return shell_line("eval", request_of(card.spec, card.origin, folder))
 
 
-def _check_figure(name: str, figure: Estimate, count: int, n: int) -> None:
-    """A figure is a share of n that follows from the ids, with the interval that follows from both."""
-    for part in ("value", "low", "high"):
-        value = getattr(figure, part)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise SpecError(f"{name}.{part} must be a fraction of 1 (0.85 for 85 %), got {value!r}.")
-    expected = share_interval(count / n, n)
-    for part in ("value", "low", "high"):
-        value, wanted = getattr(figure, part), getattr(expected, part)
-        if abs(value - wanted) > _ROUNDING:
-            raise SpecError(f"{name}.{part} is {value:.6f}; {count} of {n} examples give {wanted:.6f}.")
-
-
-def _check_compact(name: str, ids: str, *, allow_none: bool = False) -> None:
-    """Ids as "0-3,7": not more than may be expanded, whatever a stranger wrote."""
-    if allow_none and ids == "":
-        return
-    if not re.fullmatch(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", ids) or _count(ids) > _MOST:
-        raise SpecError(f"{name} must be ids such as 0-3,7, at most {_MOST:,}, got '{ids[:40]}'.")
-
-
-def _count(ids: str) -> int:
-    """How many ids, without writing them out."""
-    parts = [part.partition("-") for part in ids.split(",")] if ids else []
-    return sum(max(0, int(last or first) - int(first) + 1) for first, _, last in parts)
-
-
-def _matches(pattern: str) -> Any:
-    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-def _plain_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _printable(value: Any) -> bool:
-    """A text without control characters, which would act on a terminal."""
-    return text(value) and value.isprintable()
-
-
-_FRACTION: Rule = (
-    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1,
-    "a fraction of 1 (0.85 for 85 %)",
-)
-_HASH: Rule = (_matches("[0-9a-f]{64}"), "64 lower-case hexadecimal digits")
-_LINE: Rule = (_printable, "a text that is not empty, without control characters")
+_PARTS: dict[str, type[Any]] = {
+    "clean_accuracy": Estimate, "robust_accuracy": Estimate, "cost": Cost, "claimed": Claimed, "origin": Origin,
+    "accepted": Accepted,
+}  # fmt: skip
 _RULES: dict[str, Rule] = {
     "name": FILE_NAME,
-    "title": _LINE,
-    "architecture": _LINE,
-    "licence": _LINE,
-    "source": _LINE,
+    "title": LINE,
+    "architecture": LINE,
+    "licence": LINE,
+    "source": LINE,
     "date": DAY,
-    "identity": _HASH,
-    "record_sha256": _HASH,
+    "identity": HASH,
+    "record_sha256": HASH,
     "n": WHOLE,
-    "right": (_plain_text, "ids such as 0-3,7"),
-    "robust": (_plain_text, "ids such as 0-3,7"),
-    "flags": (each(_printable), "a list of texts without control characters"),
-    "notes": (each(_printable), "a list of texts without control characters"),
+    "right": IDS,
+    "robust": IDS,
+    "flags": LINES,
+    "notes": LINES,
     "environment": (lambda value: isinstance(value, dict), "an object"),
     "command": TEXT,
     "schema": (lambda value: value == 1 and value is not True, "1, which this version reads"),

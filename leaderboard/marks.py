@@ -14,8 +14,8 @@ BOARD_FLAGS: dict[str, Flag] = {
         escalates=False,
     ),
     "broken-further": Flag(
-        "a later attack left less than AutoAttack did; the board sorts by that lower figure",
-        "AutoAttack is an upper bound, and here the bound is known not to be tight",
+        "a later attack left less than AutoAttack or the run itself did; the board sorts by that lower figure",
+        "attacks give an upper bound, and here the bound is known not to be tight",
         "compare by the best known figure; expect entries built alike to fall too",
         escalates=False,
     ),

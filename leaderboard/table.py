@@ -11,6 +11,7 @@ from typing import Any
 
 from robustgen.errors import unknown_name
 from robustgen.leaderboard.boards import Board, Row
+from robustgen.leaderboard.certified import CERTIFIED
 from robustgen.statistics import Estimate
 from robustgen.tables import aligned, csv_table, latex_table, markdown_table
 
@@ -52,7 +53,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         Column("clean", lambda r: _percent(r.clean.value), lambda r: 100 * r.clean.value),
         Column("robust", lambda r: _interval(r.robust), lambda r: 100 * r.robust.value),
     ]
-    further = [Column(name, _extra(name), _extra_value(name), narrow=False) for name in extra]
+    further = [Column(name, _extra(name), _extra_value(name), narrow=name in ("ACR", "sigma")) for name in extra]
     filled = [
         Column("measured", lambda r: _percent(r.measured), lambda r: 100 * r.measured, narrow=False),
         Column("claimed", lambda r: _percent(r.claimed), lambda r: _hundred(r.claimed), narrow=False),
@@ -115,6 +116,8 @@ def caption(board: Board) -> str:
         "robust: accuracy in % with its 95 % Wilson interval, the best known figure where there is one; ranks: those "
     )
     told += "that the data do not exclude."
+    if board.threat.startswith(CERTIFIED):
+        told += " It is certified: it holds against every attack within the radius; clean is the same at radius 0."
     return " ".join([f"{board.data}, {board.threat}; {board.images}.", told, *(f"Source: {s}." for s in board.sources)])
 
 
@@ -126,7 +129,7 @@ def board_json(board: Board) -> dict[str, Any]:
 
 def row_json(row: Row) -> dict[str, Any]:
     """One row, without what only the paired test needs."""
-    shown = {key: value for key, value in asdict(row).items() if key not in ("images", "broken", "place")}
+    shown = {key: value for key, value in asdict(row).items() if key not in ("images", "broken", "place", "curve")}
     return {**shown, "overclaim": row.overclaim, "tied": row.tied}
 
 

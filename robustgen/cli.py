@@ -281,6 +281,7 @@ from robustgen import (  # noqa: E402, F401 -- these register their commands
     cli_reproduce,
     cli_runs,
     cli_serve,
+    cli_submit,
     cli_transfer,
 )
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robustgen.cli_options import DataDir, Device, app
 from robustgen.errors import SpecError
 
-__all__: list[str] = []
+if TYPE_CHECKING:
+    from robustgen.leaderboard.entries import Claimed as Claim
+
+__all__ = ["ClaimBy", "ClaimUnder", "Claimed", "ClaimedN", "Entries", "claim_of", "leaderboard_app", "own_folder"]
 
 leaderboard_app = typer.Typer(
     name="leaderboard",
@@ -25,6 +28,12 @@ Entries = Annotated[Path | None, typer.Option(help="Folder of cards (default: th
 Origin = Annotated[
     bool | None, typer.Option("--published/--ours", help="Only published figures, or only our own (default: both).")
 ]
+Claimed = Annotated[
+    float | None, typer.Option(help="Robust accuracy claimed, in percent (default: that of the classifier's card).")
+]
+ClaimedN = Annotated[int | None, typer.Option(help="Images behind the claim.")]
+ClaimBy = Annotated[str | None, typer.Option(help="Where the claim stands: a paper or an address.")]
+ClaimUnder = Annotated[str, typer.Option(help="Which attack the claim names.")]
 Format = Annotated[str, typer.Option("--format", help="rich, md, csv, latex or json.")]
 
 
@@ -140,41 +149,53 @@ def build_command(
 
 @leaderboard_app.command("add")
 def add_command(
-    run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` left.")],
+    run: Annotated[Path, typer.Argument(help="Run folder that `robustgen eval` or `robustgen certify` left.")],
     name: Annotated[str | None, typer.Option(help="Of the card (default: data, classifier, identity).")] = None,
-    claimed: Annotated[
-        float | None,
-        typer.Option(help="Robust accuracy claimed, in percent (default: that of the classifier's card)."),
-    ] = None,
-    claimed_n: Annotated[int | None, typer.Option(help="Images behind the claim.")] = None,
-    claimed_by: Annotated[str | None, typer.Option(help="Where the claim stands: a paper or an address.")] = None,
-    claimed_under: Annotated[str, typer.Option(help="Which attack the claim names.")] = "not stated",
+    claimed: Claimed = None,
+    claimed_n: ClaimedN = None,
+    claimed_by: ClaimBy = None,
+    claimed_under: ClaimUnder = "not stated",
     entries: Entries = None,
     data_dir: DataDir = None,
     device: Device = "auto",
 ) -> None:
-    """Make a card from a finished run: verified from its witnesses, with the command that runs it again.
+    """Make a card from a finished run: verified from what it left, with the command that runs it again.
 
     Examples -
 
       robustgen leaderboard add runs/fmnist-test-1k-fmnist-at-0123abcd
 
+      robustgen leaderboard add runs/certify-fmnist-test-1k-fmnist-standard-4567cdef
+
       robustgen leaderboard add RUN --entries my-board --claimed 79.2 --claimed-n 1000 --claimed-by "our paper"
     """
-    from robustgen.leaderboard.entries import ENTRIES, Claimed
-
-    claim = None
-    given = (claimed, claimed_n, claimed_by)
-    if any(part is not None for part in given):
-        if claimed is None or claimed_n is None or claimed_by is None:
-            raise SpecError("a claim needs --claimed, --claimed-n and --claimed-by; give all three or none.")
-        if not 0 <= claimed <= 100:
-            raise SpecError(f"--claimed is in percent, from 0 to 100, got {claimed:g}.")
-        claim = Claimed(value=claimed / 100, n=claimed_n, protocol=claimed_under, source=claimed_by)
-    if entries is None and not (ENTRIES.parent.parent / "pyproject.toml").is_file():
-        raise SpecError("an installed robustgen keeps its own cards only; say where yours go with --entries FOLDER.")
+    claim = claim_of(claimed, claimed_n, claimed_by, claimed_under)
+    folder = own_folder(entries)
     from robustgen.environment import tune_process
     from robustgen.leaderboard.add import add_run
 
     tune_process()
-    print(add_run(run, entries or ENTRIES, name=name, claimed=claim, data_dir=data_dir, device=device))
+    print(add_run(run, folder, name=name, claimed=claim, data_dir=data_dir, device=device))
+
+
+def claim_of(claimed: float | None, n: int | None, by: str | None, under: str) -> Claim | None:
+    """The claim that was typed, all of it or none."""
+    from robustgen.leaderboard.entries import Claimed
+
+    given = (claimed, n, by)
+    if all(part is None for part in given):
+        return None
+    if claimed is None or n is None or by is None:
+        raise SpecError("a claim needs --claimed, --claimed-n and --claimed-by; give all three or none.")
+    if not 0 <= claimed <= 100:
+        raise SpecError(f"--claimed is in percent, from 0 to 100, got {claimed:g}.")
+    return Claimed(value=claimed / 100, n=n, protocol=under, source=by)
+
+
+def own_folder(entries: Path | None) -> Path:
+    """Where cards are written: the folder that was named, else that of this checkout."""
+    from robustgen.leaderboard.entries import ENTRIES
+
+    if entries is None and not (ENTRIES.parent.parent / "pyproject.toml").is_file():
+        raise SpecError("an installed robustgen keeps its own cards only; say where yours go with --entries FOLDER.")
+    return entries or ENTRIES

@@ -231,7 +231,7 @@ class RunRecord:
                 kept["queries"] = QueriesSummary.from_json(kept["queries"])
             kept.update(flags=tuple(kept["flags"]), notes=tuple(kept["notes"]), run=str(run))
             return cls(**kept)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise RecordError(f"{path} lacks a field or has one of the wrong kind: {error}.") from None
 
 

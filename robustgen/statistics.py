@@ -17,6 +17,7 @@ __all__ = [
     "mcnemar",
     "mean_share",
     "proportion",
+    "sampled_tail",
     "share_interval",
     "worst_of",
 ]
@@ -132,6 +133,26 @@ def mcnemar(only_a: int, only_b: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def sampled_tail(hits: int, drawn: int, marked: int, total: int) -> float:
+    """Probability of so many marked ones or more among `drawn` that are drawn without replacement.
+
+    The exact test of "at most `marked` of `total` are marked" from a random sample, as it is one-sided.
+
+    Args:
+        hits: marked ones in the sample.
+        drawn: size of the sample.
+        marked: how many there are in all.
+        total: examples.
+
+    Source: hypergeometric distribution; scipy.stats.hypergeom.
+    """
+    if not 0 <= hits <= drawn <= total or not 0 <= marked <= total:
+        raise SpecError(f"{hits} hits in {drawn} draws from {total} examples, {marked} of them marked, cannot be.")
+    from scipy.stats import hypergeom
+
+    return float(hypergeom.sf(hits - 1, total, marked, drawn))
 
 
 def examples_needed(difference: float, differing: float, *, power: float = 0.8, level: float = 0.05) -> int:

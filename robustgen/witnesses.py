@@ -171,14 +171,21 @@ def _groups(ids: Sequence[int], parts: Parts) -> Iterator[Sequence[int]]:
 
 
 def _unpacked(path: Path) -> Iterator[tuple[int, Tensor]]:
+    """Id and image of each row of a packed file; never more bytes than its own shape announces are unpacked."""
     with safe_open(path, "pt") as file:
         ids, shape, packed = (file.get_tensor(name) for name in ("ids", "shape", "packed"))
-    content = lzma.decompress(packed.numpy().tobytes())
-    count = len(ids) * int(shape.prod())
+    sides = shape.tolist()
+    if (ids.dim(), ids.dtype, packed.dtype) != (1, torch.int64, torch.uint8) or len(sides) != 3 or min(sides) < 1:
+        raise ValueError("expected ids (N,) int64, shape (3,) of sides >= 1, and packed uint8")
+    count = len(ids) * math.prod(sides)
+    if 4 * count > max(_BYTES, 4 * math.prod(sides)) or math.prod(sides) > _BYTES:
+        raise ValueError(f"it announces {len(ids)} images of shape {sides}, more than a file holds")
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=4 * _BYTES)
+    content = unpacker.decompress(packed.numpy().tobytes(), 4 * count + 1)
     if len(content) == count:
         pixels = torch.from_numpy(np.frombuffer(content, np.uint8).copy()).float() / 255
     elif len(content) == 4 * count:
         pixels = torch.from_numpy(np.frombuffer(content, "<f4").astype(np.float32))
     else:
-        raise ValueError(f"it holds {len(content)} bytes for {len(ids)} images of shape {shape.tolist()}")
-    yield from zip(ids.tolist(), pixels.reshape(-1, *shape.tolist()), strict=True)
+        raise ValueError(f"it holds {len(content)} bytes or more for {len(ids)} images of shape {sides}")
+    yield from zip(ids.tolist(), pixels.reshape(-1, *sides), strict=True)

@@ -20,7 +20,7 @@ from robustgen.leaderboard import build
 from robustgen.leaderboard.boards import Board, Row, make_board, rank_rows
 from robustgen.leaderboard.build import POLICY, build_site, render_board
 from robustgen.leaderboard.charts import WIDTH, bar_of, plot_of, top_of
-from robustgen.leaderboard.entries import Entry, load_entries
+from robustgen.leaderboard.entries import Entry, EntryCard, load_entries
 from robustgen.leaderboard.pictures import Picture, amplification, pack_pixels, png_of
 from robustgen.spec import RunSpec
 from robustgen.statistics import Estimate, share_interval
@@ -158,7 +158,7 @@ def test_injection_on_a_board() -> None:
 
 def hostile_entry() -> Entry:
     """A card whose every free text is an attack; what the card's own checks refuse is put in behind their back."""
-    entry = next(entry for entry in load_entries() if entry.card.pictures)
+    entry = next(entry for entry in load_entries() if isinstance(entry.card, EntryCard) and entry.card.pictures)
     card = entry.card
     plain = {"seed": 0, "ids": "0", "schema": 1, "threat": "linf:0.1"}
     spec = RunSpec(**(dict.fromkeys(RunSpec.__dataclass_fields__, HOSTILE) | plain))
@@ -261,7 +261,7 @@ def test_pages_say_what_the_figures_are(found: dict[str, Page]) -> None:
     text = re.sub(r"\s+", " ", found["board-cifar10-l2-0-5.html"].text)
     assert "84.33" in text
     assert "83.60–85.03" in text
-    card = load_entries()[0].card
+    card = next(entry.card for entry in load_entries() if isinstance(entry.card, EntryCard))
     entry = found[f"entry-{card.name}.html"].text
     assert f"{100 * card.robust_accuracy.value:.2f}" in entry
     assert card.command in entry

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import lzma
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from robustgen import witnesses
@@ -96,8 +98,26 @@ def test_files_that_lie_about_themselves(tmp_path: Path) -> None:
     """Too few bytes for the ids, or none that can be unpacked: one sentence with the name of the file."""
     path = folder(tmp_path) / "adversarials-00000.safetensors"
     save_packed(images(4), [1, 2, 3], path)
-    with pytest.raises(RecordError, match=r"adversarials-00000.safetensors cannot be read: it holds 1680 bytes for 3"):
+    with pytest.raises(RecordError, match=r"adversarials-00000.safetensors cannot be read: it holds 1261 bytes"):
         list(read_witnesses(tmp_path))
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(RecordError, match="cannot be read"):
         list(read_witnesses(tmp_path))
+
+
+def test_nothing_is_unpacked_beyond_what_is_announced(tmp_path: Path) -> None:
+    """64 MB of zeros behind three ids, and ids that announce terabytes: a sentence, and no memory spent on it."""
+    path = folder(tmp_path) / "adversarials-00000.safetensors"
+    bomb = np.frombuffer(lzma.compress(bytes(2**26), preset=0), np.uint8).copy()
+    for ids, shape, message in (
+        (torch.arange(3), [1, 9, 9], "it holds 973 bytes or more for 3 images"),
+        (torch.arange(2**20), [3, 512, 512], "it announces 1048576 images"),
+        (torch.arange(3), [1, 9, -9], "expected ids"),
+        (torch.arange(3.0), [1, 9, 9], "expected ids"),
+    ):
+        save_file({"ids": ids, "shape": torch.tensor(shape), "packed": torch.from_numpy(bomb)}, path)
+        tracemalloc.start()
+        with pytest.raises(RecordError, match=message):
+            list(read_witnesses(tmp_path))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+        tracemalloc.stop()

@@ -7,12 +7,15 @@ arXiv:2002.08118 (L1, uniform and Laplace noise). All in float64.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from robustgen.errors import SpecError
-from robustgen.threat import Norm
+
+if TYPE_CHECKING:  # which needs torch
+    from robustgen.threat import Norm
 
 __all__ = [
     "NOISES", "certified_norm", "check_alpha", "least_samples", "lower_bound", "probability_for", "radius_for",

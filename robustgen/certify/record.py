@@ -11,17 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from robustgen.certify.bounds import certified_norm
 from robustgen.certify.certify import Certificate
-from robustgen.certify.design import Design, make_design
 from robustgen.certify.folder import holds_fields, parse_lines, read_object
 from robustgen.certify.logs import CertificationLog, read_log
-from robustgen.certify.noise import GridNoise
 from robustgen.certify.report import measured
-from robustgen.errors import RecordError, SpecError
-from robustgen.fields import POSITIVE, SEED, TEXT, WHOLE, Rule, check_value, each, number
-from robustgen.spec import Spec
-from robustgen.threat import Norm
+from robustgen.certify.spec import CertificationSpec
+from robustgen.errors import RecordError
 
 __all__ = [
     "Certification", "CertificationSpec", "as_log", "gather_logs", "holds_certification", "load_certification",
@@ -29,79 +24,6 @@ __all__ = [
 ]  # fmt: skip
 
 JOURNAL = "certificates.jsonl"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertificationSpec(Spec):
-    """A certification to be made; two with the same identity give the same certificates.
-
-    Attributes:
-        classifier, weights_sha256: what is smoothed, with its denoiser where there is one.
-        data, data_sha256, ids: the examples.
-        noise, sigma, bits: see `GridNoise`.
-        method, profile, radii, samples, selection, alpha: see `make_design` and `certify`.
-        seed: of all noise.
-        precision: form of the certified function.
-        schema: of this file.
-    """
-
-    classifier: str
-    weights_sha256: str
-    data: str
-    data_sha256: str
-    ids: str
-    noise: str
-    sigma: float
-    bits: int
-    method: str
-    profile: str
-    radii: tuple[float, ...]
-    samples: int
-    selection: int
-    alpha: float
-    seed: int
-    precision: str
-    schema: int = 1
-
-    @classmethod
-    def from_json(cls, table: Any, source: str) -> CertificationSpec:
-        """Read a spec.json; see `Spec.from_json`."""
-        spec = super(CertificationSpec, cls).from_json(table, source)
-        try:
-            for name, rule in _RULES.items():
-                check_value(name, getattr(spec, name), rule)
-        except SpecError as error:
-            raise RecordError(f"{source}: {error}") from None
-        return spec
-
-    @classmethod
-    def kind(cls) -> str:
-        """How messages call it."""
-        return "certification"
-
-    @property
-    def norm(self) -> Norm:
-        """Of the radii: normal noise certifies in L2, the others in L1."""
-        return certified_norm(self.noise)
-
-    def design(self, pixels: int) -> Design:
-        """Looks and boundaries for images of so many pixels."""
-        return make_design(
-            self.method, radii=self.radii, noise=self.grid_noise(), pixels=pixels, samples=self.samples,
-            alpha=self.alpha, profile=self.profile,
-        )  # fmt: skip
-
-    def grid_noise(self) -> GridNoise:
-        """The noise."""
-        return GridNoise(self.sigma, self.noise, self.bits)
-
-
-_RULES: dict[str, Rule] = {
-    **dict.fromkeys(("classifier", "weights_sha256", "data", "data_sha256", "ids", "noise", "method"), TEXT),
-    "profile": TEXT, "precision": TEXT, "sigma": POSITIVE, "bits": WHOLE, "samples": WHOLE, "selection": WHOLE,
-    "alpha": (number(0, 1, open_low=True), "a number in (0, 1)"), "seed": SEED,
-    "radii": (each(number(0, math.inf)), "a list of numbers >= 0"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,9 @@ from robustgen.progress import Progress
 from robustgen.ranks import Ranks
 from robustgen.spec import compact_ids
 
-__all__ = ["CertificationRequest", "certify_request", "default_classifier"]
+__all__ = [
+    "CertificationJob", "CertificationRequest", "certify_request", "default_classifier", "prepare_certification",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,19 @@ class CertificationRequest:
     data_dir: Path | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CertificationJob:
+    """A request that has been checked and can run: `base` is the function that is certified, of so many `classes`."""
+
+    spec: CertificationSpec
+    base: nn.Module
+    card: Card
+    dataset: Dataset
+    folder: Path
+    classes: int
+    device: torch.device
+
+
 def certify_request(
     request: CertificationRequest, *, out: Path | None, batch_size: int, device: str, progress: Progress,
     ranks: Ranks = Ranks(),  # noqa: B008 -- frozen
@@ -60,10 +75,25 @@ def certify_request(
     Raises:
         SpecError, ArtifactError, RecordError: it cannot be done as asked; nothing has been drawn.
     """
-    if request.selection < 1:
-        raise SpecError(f"--selection must be >= 1, got {request.selection}.")
     if batch_size < 1:
         raise SpecError(f"--batch-size must be >= 1, got {batch_size}.")
+    job = prepare_certification(request, out=out, device=device, ranks=ranks)
+    return run_certification(
+        job.spec, job.base, job.dataset, job.folder, classes=job.classes, batch_size=batch_size, device=job.device,
+        progress=progress, ranks=ranks,
+    )  # fmt: skip
+
+
+def prepare_certification(
+    request: CertificationRequest, *, out: Path | None, device: str, ranks: Ranks = Ranks(),  # noqa: B008 -- frozen
+) -> CertificationJob:  # fmt: skip
+    """Load and check everything that a certification needs.
+
+    Raises:
+        SpecError, ArtifactError: it cannot be done as asked; nothing has been written.
+    """
+    if request.selection < 1:
+        raise SpecError(f"--selection must be >= 1, got {request.selection}.")
     where, radii = pick_device(device), parse_radii(request.radii)
     asked_for = request.classifier or default_classifier(request.sigma, request.denoise)
     _outline(request, radii).design(1)  # refuses samples, method, profile and alpha before any file
@@ -88,9 +118,9 @@ def certify_request(
     base = smoothing_base(classifier, generator, request.sigma, form)
     spec = replace(spec, precision=str(form))
     folder = out or Path("runs") / f"{stem}-{spec.identity()[:8]}"
-    return run_certification(
-        spec, base, dataset, folder, classes=_classes(base, x), batch_size=batch_size, device=where,
-        progress=progress, ranks=ranks,
+    return CertificationJob(
+        spec=spec, base=base, card=classifier.card, dataset=dataset, folder=folder, classes=_classes(base, x),
+        device=where,
     )  # fmt: skip
 
 
