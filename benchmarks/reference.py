@@ -11,6 +11,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ __all__ = [
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMAS = ROOT / "robustgen" / "schemas"
+
+_COMMANDS = """# Command line
+
+`robustgen COMMAND --help` prints the same. Exit codes: 0 done, 1 the run failed or a check found something wrong, 2 the
+request makes no sense, 130 interrupted. `robustgen --install-completion` completes commands in the shell.
+"""
+_FILES = """# Files of a run
+
+Made from the JSON Schemas that come with the package and that the tests hold every file to. What the files are for:
+[what a run leaves](../records.md), [what a certification leaves](../certification.md#what-a-certification-leaves).
+"""
+_RESULTS = """# Stored results
+
+Every table of figures in these pages is rendered from one of these files by `python -m robustgen.benchmarks.render`.
+"""
 
 # Page of the API -> title, and what stands there: packages, or modules of robustgen/ itself. Every module that offers
 # names has one home here, which a test checks; the command line and the scripts of benchmarks/ have pages of their own.
@@ -66,6 +82,7 @@ HOMES: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+@cache
 def public_modules() -> dict[str, Path]:
     """Dotted name -> file of every module that offers names by `__all__`, but the command line and benchmarks/."""
     found = {}
@@ -121,8 +138,7 @@ def command_line() -> str:
 
     from robustgen.cli import app
 
-    parts = ["# Command line", "", "`robustgen COMMAND --help` prints the same. Exit codes: 0 done, 1 the run failed or",
-             "a check found something wrong, 2 the request makes no sense, 130 interrupted.", ""]  # fmt: skip
+    parts = [_COMMANDS]
     for name, command in _commands("robustgen", typer.main.get_command(app)):
         text, examples = _help(command)
         parts += [f"{'#' * (1 + len(name.split()))} {name}", "", text, ""]
@@ -165,9 +181,7 @@ def _plain(text: str) -> str:
 
 def schemas() -> str:
     """The files that runs leave, field by field, from their JSON Schemas."""
-    parts = ["# Files of a run", "", "Made from the JSON Schemas that come with the package and that the tests hold every",
-             "file to. What the files are for: [what a run leaves](../records.md), "
-             "[what a certification leaves](../certification.md#what-a-certification-leaves).", ""]  # fmt: skip
+    parts = [_FILES]
     for path in sorted(SCHEMAS.glob("*.schema.json")):
         schema = json.loads(path.read_text(encoding="utf-8"))
         name = path.name.removesuffix(".schema.json")
@@ -197,8 +211,6 @@ def _type(rule: Mapping[str, Any]) -> str:
 
 def stored_results() -> str:
     """What was measured, by which command, when and where; every table of README and docs is made from one of these."""
-    parts = ["# Stored results", "", "Every table of figures in these pages is rendered from one of these files by",
-             "`python -m robustgen.benchmarks.render`.", ""]  # fmt: skip
     rows = []
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -208,7 +220,7 @@ def stored_results() -> str:
             f"[{path.stem}](../files/benchmarks/results/{path.name})", command, result.get("date", "not kept"),
             machine.get("processor", "not kept"),
         ))  # fmt: skip
-    return "\n".join([*parts, markdown_table(("result", "command", "date", "processor"), rows), ""])
+    return f"{_RESULTS}\n{markdown_table(('result', 'command', 'date', 'processor'), rows)}\n"
 
 
 _LINK = re.compile(r"(\]\()(?!https?://|mailto:|#)([^)#\s]+)((?:#[^)\s]*)?\))")
@@ -243,16 +255,13 @@ def site_links(text: str, source: str) -> str:
     Args:
         text: the document.
         source: its path, relative to the root of the repository, with /.
-
-    Raises:
-        FileNotFoundError: a link leads to nothing in the repository.
     """
     here = posixpath.dirname(site_place(source))
 
     def there(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[2]))
         if not (ROOT / path).exists():
-            raise FileNotFoundError(f"{source} links to {match[2]}, which is not there")
+            return match[0]  # mkdocs says that it leads nowhere, and on which page
         place, _, anchor = site_place(path).partition("#")
         tail = f"#{anchor})" if anchor else match[3]
         return f"{match[1]}{posixpath.relpath(place, here or '.')}{tail}"

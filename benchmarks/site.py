@@ -1,6 +1,6 @@
-"""What mkdocs calls while it builds the site: pages made from the code, links that lead out of docs/, no foreign script.
+"""What mkdocs calls while it builds the site: pages made from the code, and links that lead out of docs/.
 
-mkdocs.yml names this file under `hooks`; nothing else imports it. `check` looks at what was built.
+mkdocs.yml names this file under `hooks`. `python -m robustgen.benchmarks.site SITE` says what a built site would fetch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from robustgen.benchmarks.reference import (
     stored_results,
 )
 
-__all__ = ["foreign", "main", "on_files", "on_page_markdown", "on_post_page"]
+__all__ = ["foreign", "main", "on_files", "on_page_markdown"]
 
 ROOT = Path(__file__).resolve().parent.parent
 _DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-_SHIM = "https://unpkg.com/iframe-worker/shim"  # what the theme would load to search pages opened from a file
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -51,12 +50,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if source is None or page.file.generated_by is not None:
         return markdown
     return site_links(markdown, Path(source).resolve().relative_to(ROOT).as_posix())
-
-
-def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """The theme's script from elsewhere by our own, which does the same for a page opened from a file."""
-    up = "../" * page.url.count("/")
-    return output.replace(_SHIM, f"{up}assets/worker.js")
 
 
 class _Loads(HTMLParser):
