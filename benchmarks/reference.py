@@ -141,7 +141,7 @@ def command_line() -> str:
     parts = [_COMMANDS]
     for name, command in _commands("robustgen", typer.main.get_command(app)):
         text, examples = _help(command)
-        parts += [f"{'#' * (1 + len(name.split()))} {name}", "", text, ""]
+        parts += [f"{'#' * len(name.split())} {name}", "", text, ""]
         if examples:
             parts += ["```sh", *examples, "```", ""]
         rows = [_parameter(parameter) for parameter in command.params if parameter.name != "help"]
