@@ -16,7 +16,7 @@ import nox
 
 nox.options.default_venv_backend = "none"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests", "wheel"]
+nox.options.sessions = ["lint", "types", "tests", "wheel", "docs", "interop"]
 
 ROOT = Path(__file__).resolve().parent
 MAPPED = ("attacks", "benchmarks", "leaderboard", "purify")  # folders installed as robustgen.<name>
@@ -44,15 +44,7 @@ def types(session: nox.Session) -> None:
     """Mypy strict, on a tree of links in which the folders stand where they are imported from."""
     bin_ = scripts(session)
     tree = ROOT / "build" / "types"
-    shutil.rmtree(tree, ignore_errors=True)
-    for folder in ("robustgen", *MAPPED):
-        home = tree if folder == "robustgen" else tree / "robustgen"
-        # Only Python files: mypy counts folders of data as packages.
-        for source in (ROOT / folder).rglob("*.py"):
-            link = home / source.relative_to(ROOT)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(source)
-    expected = sum(1 for folder in ("robustgen", *MAPPED) for _ in (ROOT / folder).rglob("*.py"))
+    expected = _link_modules(tree)
     with session.chdir(tree):
         command = (str(bin_ / "mypy"), "--config-file", str(ROOT / "pyproject.toml"), "-p", "robustgen")
         said = str(session.run(*command, external=True, silent=True))
@@ -66,7 +58,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Every test that needs neither a GPU nor a network, slow ones included; arguments after -- go to pytest."""
     python = scripts(session) / "python"
-    session.run(str(python), "-m", "pytest", "-q", "-m", "not gpu and not network", *session.posargs, external=True)
+    which = "not gpu and not network and not interop"
+    session.run(str(python), "-m", "pytest", "-q", "-m", which, *session.posargs, external=True)
 
 
 @nox.session
@@ -76,11 +69,9 @@ def wheel(session: nox.Session) -> None:
     with TemporaryDirectory(prefix="robustgen-wheel-") as folder:
         work = Path(folder).resolve()
         built = _build(session, python, work)
-        fresh = work / "venv"
-        session.run(python, "-m", "venv", "--without-pip", str(fresh), external=True)
+        fresh = _environment(session, python, work / "venv")
         install = ("-m", "pip", "--python", str(fresh), "install", "-q", "--no-deps", str(built))
         session.run(python, *install, external=True)
-        _borrow_dependencies(session, python, fresh)
         with session.chdir(work):
             where = "import robustgen.attacks; print(robustgen.attacks.__file__)"
             found = str(session.run(str(fresh / "bin" / "python"), "-c", where, external=True, silent=True)).strip()
@@ -89,6 +80,33 @@ def wheel(session: nox.Session) -> None:
             session.run(str(fresh / "bin" / "robustgen"), "--help", external=True, silent=True)
             session.run(str(fresh / "bin" / "robustgen"), "list", "classifiers", external=True)
         session.log(f"{built.name}: {built.stat().st_size / 1e6:.1f} MB")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site (extra `docs`) into build/site, warnings being errors, and see that it fetches nothing."""
+    python = str(scripts(session) / "python")
+    if session.venv_backend != "none":
+        session.install("-q", "-e", ".[docs]")
+    _link_modules(ROOT / "build" / "site-modules")
+    session.run(python, "-m", "mkdocs", "build", "--quiet", "--clean", external=True, env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run(python, "-m", "robustgen.benchmarks.site", "build/site", external=True)
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """RobustBench as the registry has it, in an environment of its own; torch and the like are borrowed."""
+    python = str(scripts(session) / "python")
+    with TemporaryDirectory(prefix="robustgen-interop-") as folder:
+        fresh = _environment(session, python, Path(folder).resolve() / "venv")
+        wanted = ("robustbench==1.1.1", "pyautoattack>=0.2")
+        pip = ("-m", "pip", "--python", str(fresh), "install", "-q", "--retries", "1", "--timeout", "20", *wanted)
+        try:
+            session.run(python, *pip, external=True)
+        except nox.command.CommandFailed:
+            session.error(f"{' and '.join(wanted)} could not be installed; this session needs a package registry.")
+        tests = ("-m", "pytest", "-q", "-m", "interop", "-p", "no:cacheprovider", "tests/test_interop.py")
+        session.run(str(fresh / "bin" / "python"), *tests, external=True)
 
 
 def _build(session: nox.Session, python: str, work: Path) -> Path:
@@ -105,9 +123,26 @@ def _build(session: nox.Session, python: str, work: Path) -> Path:
     return built
 
 
-def _borrow_dependencies(session: nox.Session, python: str, fresh: Path) -> None:
-    """Let an environment see the packages of `python`, after its own; a path added so runs no .pth file found there."""
+def _link_modules(tree: Path) -> int:
+    """Links to every Python file, in folders that stand where they are imported from; how many there are."""
+    shutil.rmtree(tree, ignore_errors=True)
+    made = 0
+    for folder in ("robustgen", *MAPPED):
+        home = tree if folder == "robustgen" else tree / "robustgen"
+        # Only Python files: mypy counts folders of data as packages.
+        for source in (ROOT / folder).rglob("*.py"):
+            link = home / source.relative_to(ROOT)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source)
+            made += 1
+    return made
+
+
+def _environment(session: nox.Session, python: str, fresh: Path) -> Path:
+    """A new environment that sees the packages of `python` after its own; of those no .pth file is run."""
+    session.run(python, "-m", "venv", "--without-pip", str(fresh), external=True)
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     theirs = str(session.run(python, "-c", ask, external=True, silent=True)).strip()
     (ours,) = (fresh / "lib").glob("python*/site-packages")
     (ours / "dependencies.pth").write_text(f"{theirs}\n")
+    return fresh

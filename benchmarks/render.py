@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from robustgen.benchmarks.render_bundled import bundled_generators_table, bundled_trainings
 from robustgen.benchmarks.render_certify import certify_inside, certify_patches, certify_replay, certify_speed
 from robustgen.benchmarks.render_generator import (
     edm_cifar10,
@@ -26,8 +27,10 @@ from robustgen.benchmarks.render_leaderboard import board_page, leaderboard_clai
 from robustgen.benchmarks.render_patches import patches_speed
 from robustgen.benchmarks.render_purify import purify_gradients, purify_memory, purify_speed
 from robustgen.benchmarks.render_reproduced import reproduced_blocks
+from robustgen.benchmarks.render_scale import paper_plan
 from robustgen.benchmarks.render_why import why_dimension, why_gradients, why_networks, why_surface, why_transfer
 from robustgen.benchmarks.tables import load_result, markdown_table, source
+from robustgen.benchmarks.tutorial import tutorial_blocks
 from robustgen.cards import bundled_cards
 from robustgen.flags import FLAGS
 from robustgen.spec import expand_ids
@@ -36,12 +39,7 @@ from robustgen.statistics import proportion
 __all__ = ["BLOCKS", "main", "render"]
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (
-    ROOT / "README.md", ROOT / "docs" / "certification.md", ROOT / "docs" / "flags.md", ROOT / "docs" / "generator.md",
-    ROOT / "docs" / "leaderboard.md", ROOT / "docs" / "plans.md", ROOT / "docs" / "purification.md",
-    ROOT / "docs" / "patches.md", ROOT / "docs" / "plans.md", ROOT / "docs" / "purification.md",
-    ROOT / "docs" / "records.md", ROOT / "docs" / "scale.md", ROOT / "docs" / "training.md", ROOT / "docs" / "why.md",
-)  # fmt: skip
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
 def _percent(value: float, n: int) -> str:
@@ -275,14 +273,15 @@ def flags() -> str:
 
 
 _ALL = (
-    accuracy, board_page, certify_inside, certify_patches, certify_replay, certify_speed, conformance, determinism,
-    edm_cifar10, engine_speed, evidence, flag_confusion, flags, generator_cas, generator_sampling,
-    generator_sampling_speed, generator_training, leaderboard_claims, leaderboard_entries, memory, missed,
-    only_strong, orders, patches_speed, pgd, plans, purify_gradients, purify_memory, purify_speed, ranks,
-    self_agreement, speed_limit, time_to_quality, why_dimension, why_gradients, why_networks, why_surface,
-    why_transfer,
+    accuracy, board_page, bundled_generators_table, bundled_trainings, certify_inside, certify_patches,
+    certify_replay, certify_speed, conformance, determinism, edm_cifar10, engine_speed, evidence, flag_confusion,
+    flags, generator_cas, generator_sampling, generator_sampling_speed, generator_training, leaderboard_claims,
+    leaderboard_entries, memory, missed, only_strong, orders, paper_plan, patches_speed, pgd, plans, purify_gradients,
+    purify_memory, purify_speed, ranks, self_agreement, speed_limit, time_to_quality, why_dimension, why_gradients,
+    why_networks, why_surface, why_transfer,
 )  # fmt: skip
-BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL} | reproduced_blocks()
+BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL}
+BLOCKS |= reproduced_blocks() | tutorial_blocks()
 
 
 def render(text: str) -> str:

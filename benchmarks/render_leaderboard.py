@@ -15,14 +15,16 @@ __all__ = ["board_page", "leaderboard_claims", "leaderboard_entries"]
 
 def leaderboard_claims() -> str:
     """How many published claims lie over a point above what was measured, board by board."""
-    rows = []
+    rows, total = [], [0, 0, 0, 0]
     for data, threat in board_names(()):
         board = make_board(data, threat, (), unlisted=True)
         claims = board_claims(board)
         listed = sum(row.listed for row in board.rows)
         largest = f"{claims[0].shown} {points(claims[0].overclaim)}" if claims else ""
-        counts = (str(len(board.rows)), str(listed), str(len(claims)), str(over_a_point(claims)))
-        rows.append((data, threat, *counts, largest))
+        counts = (len(board.rows), listed, len(claims), over_a_point(claims))
+        rows.append((data, threat, *map(str, counts), largest))
+        total = [a + b for a, b in zip(total, counts, strict=True)]
+    rows.append(("all", "", *map(str, total), ""))
     header = ("data", "threat", "entries", "in the README", "with a claim", "over a point", "largest, points")
     return markdown_table(header, rows)
 

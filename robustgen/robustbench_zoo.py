@@ -81,8 +81,12 @@ def models_folder() -> Path:
     return Path(os.environ.get("ROBUSTGEN_MODELS") or "models").expanduser()
 
 
-def load_zoo(spec: str) -> tuple[ZooName, nn.Module]:
-    """A model of the zoo with its published weights, from `models_folder()` or downloaded to there.
+def load_zoo(spec: str, folder: Path | None = None) -> tuple[ZooName, nn.Module]:
+    """A model of the zoo with its published weights, from a folder or downloaded to there.
+
+    Args:
+        spec: `robustbench:[DATA/][THREAT/]NAME`.
+        folder: of checkpoints; by default `models_folder()`.
 
     Raises:
         SpecError: RobustBench is not installed or cannot be imported, or has no such model.
@@ -92,7 +96,8 @@ def load_zoo(spec: str) -> tuple[ZooName, nn.Module]:
     entry, ids = _entry(package, zoo), []
     if entry["gdrive_id"] is not None:
         ids = entry["gdrive_id"] if isinstance(entry["gdrive_id"], list) else [entry["gdrive_id"]]
-    home = models_folder() / zoo.data / zoo.threat
+    models = folder or models_folder()
+    home = models / zoo.data / zoo.threat
     single = home / f"{zoo.name}.pt"
     several = isinstance(entry["gdrive_id"], list)
     places = [home / f"{zoo.name}.pt_m{k}.pt" for k in range(len(ids))] if several else [single] * len(ids)
@@ -102,7 +107,7 @@ def load_zoo(spec: str) -> tuple[ZooName, nn.Module]:
     try:
         with impatient(), contextlib.redirect_stdout(sys.stderr):
             network = package.utils.load_model(
-                zoo.name, model_dir=str(models_folder()), dataset=zoo.data, threat_model=zoo.threat
+                zoo.name, model_dir=str(models), dataset=zoo.data, threat_model=zoo.threat
             )
     except Exception as error:  # a pickle with code, an HTML page, other keys: for the user it is all the same
         reason = f"{type(error).__name__}: {first_line(error)}"
