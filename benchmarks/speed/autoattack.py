@@ -4,7 +4,8 @@ One row a classifier and threat model. Both sides take turns, each time in a fre
 piece of AutoAttack's images, one of our plans, the next piece, the next plan; importing and, for AutoAttack, loading do
 not count. Images beyond `--reference` are left out by AutoAttack, which takes seconds for each, and serve to compare
 our plans with each other; `standard` is timed without them, for the quick plans AutoAttack's seconds are scaled to all
-images. Rows are stored as they are done; a row that is there already is measured again only with `--again`.
+images. Rows are stored as they are done; a row that is there already is measured again only with `--again`, and even
+then the verdicts of `standard` beyond `--reference`, which are not timed, are kept while plan and weights are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from robustgen.cards import Card, bundled_cards
 from robustgen.environment import describe_environment, tune_process
 from robustgen.record import ExampleRecord, RunRecord
 from robustgen.runs import read_examples
-from robustgen.spec import compact_ids
+from robustgen.spec import compact_ids, expand_ids
 from robustgen.threat import ThreatModel
 
 PLANS = ("rapid", "strong", "standard")
@@ -53,12 +54,22 @@ class Side:
         self.robust |= {example.id for example in examples if example.robust}
         self.clean |= {example.id: (example.label, example.clean_prediction) for example in examples}
 
-    def summary(self, reference: set[int], compared: Sequence[int], reference_seconds: float) -> dict[str, Any]:
+    def keep(self, row: dict[str, Any] | None, ids: range) -> str | None:
+        """Take verdicts of a stored row where it has them for these ids and the same attacks; when they were found."""
+        if not ids or row is None or row["n"] < ids.stop:
+            return None
+        spec, held = self.records[0].spec, row["plans"][self.plan]
+        if (row["weights_sha256"], held["protocol"]) != (spec["weights_sha256"], spec["protocol"]):
+            return None
+        self.robust |= set(expand_ids(held["robust_ids"])) & set(ids)
+        return str(held.get("beyond", row["measured"]))
+
+    def summary(self, reference: set[int], compared: Sequence[int], reference_seconds: float, n: int) -> dict[str, Any]:
         """What the table says of this plan."""
         mine = self.robust & set(compared)
         return {
             "robust_ids": compact_ids(sorted(self.robust)),
-            "robust": len(self.robust) / sum(record.n for record in self.records),
+            "robust": len(self.robust) / n,
             "robust_where_compared": len(mine) / len(compared),
             "agreement": 1 - len(mine ^ reference) / len(compared),
             "only_ours_broke": sorted(reference - mine),
@@ -95,8 +106,8 @@ def _reference(options: argparse.Namespace, ids: list[int]) -> tuple[list[bool],
     return reference_verdicts(classifier, x, y, ThreatModel.parse(options.threat))
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """One row of the table."""
+def measure(options: argparse.Namespace, held: dict[str, Any] | None) -> dict[str, Any]:
+    """One row of the table; `held` is the one that is stored."""
     classifier = robustgen.load_classifier(options.classifier)
     compared, beyond = range(options.reference), range(options.reference, options.n)
     third = -(-options.reference // (250 * len(PLANS))) * 250  # whole batches of AutoAttack's, a piece before each plan
@@ -111,15 +122,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             seconds.append(spent)
         side.run(options, compared if side.plan == "standard" else range(options.n))
         print(side.plan, "robust", len(side.robust), "of", side.records[0].n, f"{side.seconds[0]:.1f} s", flush=True)
-    for side in sides:
-        if side.plan == "standard":
-            side.run(options, beyond)
     total = sum(seconds)
-    plans = {side.plan: side.summary(reference, compared, total) for side in sides}
     machine = describe_environment()
-    day = datetime.now(UTC).date().isoformat()
+    measured = f"{datetime.now(UTC).date().isoformat()}, {machine['processor']}, {machine['threads']} threads"
+    standard = sides[PLANS.index("standard")]
+    kept = standard.keep(held, beyond)
+    if kept is None:
+        standard.run(options, beyond)
+    plans = {side.plan: side.summary(reference, compared, total, options.n) for side in sides}
+    plans["standard"]["beyond"] = kept or measured
     return {
-        "measured": f"{day}, {machine['processor']}, {machine['threads']} threads",
+        "measured": measured,
         "classifier": Card.load(Path(options.classifier)).name if "/" in options.classifier else options.classifier,
         "weights_sha256": classifier.weights_sha256,
         "data": options.data, "threat": options.threat, "precision": options.precision,
@@ -180,7 +193,7 @@ def main() -> None:
     key = (name, options.data, options.threat, options.precision)
     held = [r for r in rows if (r["classifier"], r["data"], r["threat"], r["precision"]) == key]
     if options.again or not held:
-        rows = [*(r for r in rows if r not in held), measure(options)]
+        rows = [*(r for r in rows if r not in held), measure(options, held[0] if held else None)]
         store(NAME, {"rows": rows}, module="speed.autoattack")
     for row in rows:
         show(row)
