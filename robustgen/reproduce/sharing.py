@@ -10,7 +10,7 @@ from robustgen.errors import BusyError
 
 __all__ = ["in_turn"]
 
-_PATIENCE = 2.0  # seconds between two looks at what other processes are doing
+_PATIENCE = (2.0, 32.0)  # seconds between two looks at what other processes are doing: at first, at most
 
 
 _T = TypeVar("_T")
@@ -28,7 +28,7 @@ def in_turn(
             process writes the folder of that task.
         announce: told of each task once, before the first attempt.
     """
-    waiting, told = list(tasks), 0
+    waiting, told, patience = list(tasks), 0, _PATIENCE[0]
     while waiting:
         for place, task in enumerate(waiting):
             if place >= told:
@@ -41,8 +41,9 @@ def in_turn(
             if result is None:
                 return
             del waiting[place]
-            told -= 1
+            told, patience = told - 1, _PATIENCE[0]
             yield task, result
             break
         else:
-            time.sleep(_PATIENCE)
+            time.sleep(patience)
+            patience = min(2 * patience, _PATIENCE[1])  # a look may read data, so that a long wait would cost a core
