@@ -89,11 +89,17 @@ def _samplers() -> dict[str, str]:
 
 
 def _recipes() -> dict[str, str]:
+    return {name: load(name).description for name, load in _recipe_loaders().items()}
+
+
+def _recipe_loaders() -> dict[str, Callable[[str], Any]]:
+    """Names without reading the recipes, each of which builds its network."""
     from robustgen.generator.recipe import list_generator_recipes, load_generator_recipe
     from robustgen.training.train import list_recipes, load_recipe
 
-    return {name: load_recipe(name).description for name in list_recipes()} | {
-        name: load_generator_recipe(name).description for name in list_generator_recipes()
+    return {
+        **dict.fromkeys(list_recipes(), load_recipe),
+        **dict.fromkeys(list_generator_recipes(), load_generator_recipe),
     }
 
 
@@ -151,9 +157,10 @@ def listing(kind: str, card_kind: str | None = None) -> list[tuple[str, str]]:
 
 def details(name: str) -> str:
     """All that is known of one name, for reading."""
-    kinds = [kind for kind in KINDS if name in KINDS[kind]() or (kind == "classifiers" and name in _cards())]
+    known = {kind: list(_recipe_loaders() if kind == "recipes" else one()) for kind, one in KINDS.items()}
+    kinds = [kind for kind in KINDS if name in known[kind] or (kind == "classifiers" and name in _cards())]
     if not kinds:
-        names = [known for kind in KINDS for known in KINDS[kind]()]
+        names = [other for names in known.values() for other in names]
         raise unknown_name("name", name, names, hint=f"See `robustgen list {'|'.join(KINDS)}`.")
     return "\n\n".join(_DETAILS[kind](name) for kind in kinds)
 

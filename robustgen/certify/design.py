@@ -27,8 +27,9 @@ from robustgen.certify.bounds import check_alpha, lower_bound, probability_for, 
 from robustgen.certify.noise import GridNoise
 from robustgen.errors import SpecError, unknown_name
 
-__all__ = ["PROFILES", "Design", "make_design", "threshold_for"]
+__all__ = ["PROFILES", "Design", "check_design", "make_design", "threshold_for"]
 
+METHODS = ("fixed", "anytime")
 # profile -> price in radii a draw, share of alpha for looks before the last; set on three logs of Cohen et al. 2019
 PROFILES = {"exact": (1.0e-6, 0.5), "fast": (5.5e-6, 0.97)}
 _FIRST, _GROWTH = 60, 1.1
@@ -110,18 +111,11 @@ def make_design(
         profile: of "anytime": "exact" or "fast".
 
     Raises:
-        SpecError: no such method or profile, or so few samples that no radius can be certified.
+        SpecError: as `check_design`.
     """
-    check_alpha(alpha)
-    least = math.ceil(math.log(alpha) / math.log(0.5))
-    if samples < least:
-        raise SpecError(f"--samples must be >= {least}, or nothing is certified at alpha = {alpha:g}, got {samples}.")
+    check_design(method, samples=samples, alpha=alpha, profile=profile)
     if method == "fixed":
         return Design(alpha, (samples,))
-    if method != "anytime":
-        raise unknown_name("method", method, ("fixed", "anytime"))
-    if profile not in PROFILES:
-        raise unknown_name("profile", profile, PROFILES)
     price, early = PROFILES[profile]
     looks = [min(_FIRST, samples)]
     while looks[-1] < samples:
@@ -132,6 +126,22 @@ def make_design(
         alpha, tuple(looks), tuple(grid), np.maximum.accumulate(table, 0),
         np.array([any(math.isclose(r, one) for one in (0.0, *radii)) for r in grid]), price,
     )  # fmt: skip
+
+
+def check_design(method: str, *, samples: int, alpha: float, profile: str) -> None:
+    """Refuse what leads to no design, without the seconds that one takes.
+
+    Raises:
+        SpecError: no such method or profile, or so few samples that no radius can be certified.
+    """
+    check_alpha(alpha)
+    least = math.ceil(math.log(alpha) / math.log(0.5))
+    if samples < least:
+        raise SpecError(f"--samples must be >= {least}, or nothing is certified at alpha = {alpha:g}, got {samples}.")
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if method == "anytime" and profile not in PROFILES:
+        raise unknown_name("profile", profile, PROFILES)
 
 
 def threshold_for(radius: float, noise: GridNoise, pixels: int) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from robustgen.cards import Card, bundled_cards
+from robustgen.certify.design import check_design
 from robustgen.certify.folder import slug
 from robustgen.certify.record import CertificationSpec
 from robustgen.certify.report import parse_radii
@@ -96,7 +97,8 @@ def prepare_certification(
         raise SpecError(f"--selection must be >= 1, got {request.selection}.")
     where, radii = pick_device(device), parse_radii(request.radii)
     asked_for = request.classifier or default_classifier(request.sigma, request.denoise)
-    _outline(request, radii).design(1)  # refuses samples, method, profile and alpha before any file
+    _outline(request, radii)
+    check_design(request.method, samples=request.samples, alpha=request.alpha, profile=request.profile)
     dataset = load_data(request.data, data_dir=request.data_dir)
     ids = parse_ids(request.ids, request.n, len(dataset), dataset.name)
     classifier = load_classifier(asked_for, weights=request.weights, shape=dataset.shape).to(where)
