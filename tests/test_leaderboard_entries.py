@@ -17,6 +17,7 @@ from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.leaderboard.boards import make_board
 from robustgen.leaderboard.claims import claims_of
 from robustgen.leaderboard.entries import ENTRIES, EntryCard, load_entries, read_entry
+from robustgen.leaderboard.parts import Origin, loading
 from robustgen.leaderboard.rerun import compared, load_table, markdown, measured
 from robustgen.record import ExampleRecord
 from robustgen.spec import expand_ids
@@ -282,6 +283,30 @@ def test_reproduce_board_tells_its_commands(capsys: pytest.CaptureFixture[str]) 
     assert all(line.startswith("robustgen eval fmnist") and " --out " in line for line in lines)
     assert 2 == _run(["reproduce", "board", "--scale", "paper"])
     assert "board has one scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "origin", "asked"), [
+    ("fmnist-at", Origin(), {"classifier": "fmnist-at"}),
+    ("mine", Origin(classifier="classifiers/n.json"), {"classifier": "b/classifiers/n.json"}),
+    ("median@mine", Origin(classifier="classifiers/n.json"), {"classifier": "median@b/classifiers/n.json"}),
+    ("fmnist-at+file", Origin(weights="classifiers/n.safetensors"),
+     {"classifier": "fmnist-at", "weights": "b/classifiers/n.safetensors"}),
+    ("net.make+file", Origin(classifier="python:net.py:make", weights="classifiers/n.safetensors"),
+     {"classifier": "python:net.py:make", "weights": "b/classifiers/n.safetensors"}),
+])  # fmt: skip
+def test_where_a_classifier_comes_from(name: str, origin: Origin, asked: dict[str, str]) -> None:
+    """Files beside the cards are found there, behind the purifier that the name has; code is named as it was."""
+    assert asked == loading(name, origin, Path("b"))
+    assert {key: value.replace("b/", "") for key, value in asked.items()} == loading(name, origin, None)
+
+
+@pytest.mark.parametrize(
+    "path", ["../x.json", "/etc/x.json", "classifiers/../x.json", "http://x/y.json", "python:a/b.py:f"]
+)
+def test_an_origin_stays_beside_the_cards(path: str) -> None:
+    """No path leads out of the folder, and code has no path."""
+    with pytest.raises(SpecError, match="origin.classifier must be"):
+        Origin(classifier=path)
 
 
 def test_add_never_files_what_verify_refuses(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
