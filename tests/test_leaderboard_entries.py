@@ -305,7 +305,7 @@ def test_where_a_classifier_comes_from(name: str, origin: Origin, asked: dict[st
 )
 def test_an_origin_stays_beside_the_cards(path: str) -> None:
     """No path leads out of the folder, and code has no path."""
-    with pytest.raises(SpecError, match="origin.classifier must be"):
+    with pytest.raises(SpecError, match=r"origin\.classifier must be"):
         Origin(classifier=path)
 
 
