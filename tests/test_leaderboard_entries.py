@@ -15,6 +15,7 @@ import robustgen
 from robustgen.cli import _run
 from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.leaderboard.boards import make_board
+from robustgen.leaderboard.certified import CertifiedCard
 from robustgen.leaderboard.claims import claims_of
 from robustgen.leaderboard.entries import ENTRIES, EntryCard, load_entries, read_entry
 from robustgen.leaderboard.parts import Origin, loading
@@ -55,7 +56,9 @@ def test_bundled_entries_hold() -> None:
     """Every card that comes with robustgen matches its record, and there are some of each of three classifiers."""
     cards = [entry.card for entry in load_entries()]
     assert {"fmnist-standard", "fmnist-at", "fmnist-at-l2"} <= {card.spec.classifier for card in cards}
-    assert all(card.command.startswith(f"robustgen eval {card.spec.classifier} --data") for card in cards)
+    for card in cards:
+        command = "certify" if isinstance(card, CertifiedCard) else "eval"
+        assert card.command.startswith(f"robustgen {command} {card.spec.classifier} --")
 
 
 def test_card_survives_its_file() -> None:
@@ -280,7 +283,7 @@ def test_reproduce_board_tells_its_commands(capsys: pytest.CaptureFixture[str]) 
     assert 0 == _run(["reproduce", "board", "--dry-run"])
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(load_entries()) == len(lines)
-    assert all(line.startswith("robustgen eval fmnist") and " --out " in line for line in lines)
+    assert all(line.startswith(("robustgen eval ", "robustgen certify ")) and " --out " in line for line in lines)
     assert 2 == _run(["reproduce", "board", "--scale", "paper"])
     assert "board has one scale" in capsys.readouterr().err
 
