@@ -182,6 +182,8 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
         ("images, sha256", spec.data_sha256), *_asked(card), ("seed", str(spec.seed)),
         ("search form", spec.precision), ("identity", card.identity), ("date", card.date),
     ]  # fmt: skip
+    if card.origin is not None:
+        told.append(("network", " with ".join(filter(None, (card.origin.classifier, card.origin.weights)))))
     for name, value in sorted(machine.items()):
         if isinstance(value, Mapping):
             told.append((name, ", ".join(f"{key} {held}" for key, held in sorted(value.items()))))

@@ -15,8 +15,10 @@ import robustgen
 from robustgen.cli import _run
 from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.leaderboard.boards import make_board
+from robustgen.leaderboard.certified import CertifiedCard
 from robustgen.leaderboard.claims import claims_of
 from robustgen.leaderboard.entries import ENTRIES, EntryCard, load_entries, read_entry
+from robustgen.leaderboard.parts import Origin, loading
 from robustgen.leaderboard.rerun import compared, load_table, markdown, measured
 from robustgen.record import ExampleRecord
 from robustgen.spec import expand_ids
@@ -54,7 +56,9 @@ def test_bundled_entries_hold() -> None:
     """Every card that comes with robustgen matches its record, and there are some of each of three classifiers."""
     cards = [entry.card for entry in load_entries()]
     assert {"fmnist-standard", "fmnist-at", "fmnist-at-l2"} <= {card.spec.classifier for card in cards}
-    assert all(card.command.startswith(f"robustgen eval {card.spec.classifier} --data") for card in cards)
+    for card in cards:
+        command = "certify" if isinstance(card, CertifiedCard) else "eval"
+        assert card.command.startswith(f"robustgen {command} {card.spec.classifier} --")
 
 
 def test_card_survives_its_file() -> None:
@@ -279,9 +283,33 @@ def test_reproduce_board_tells_its_commands(capsys: pytest.CaptureFixture[str]) 
     assert 0 == _run(["reproduce", "board", "--dry-run"])
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(load_entries()) == len(lines)
-    assert all(line.startswith("robustgen eval fmnist") and " --out " in line for line in lines)
+    assert all(line.startswith(("robustgen eval ", "robustgen certify ")) and " --out " in line for line in lines)
     assert 2 == _run(["reproduce", "board", "--scale", "paper"])
     assert "board has one scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "origin", "asked"), [
+    ("fmnist-at", Origin(), {"classifier": "fmnist-at"}),
+    ("mine", Origin(classifier="classifiers/n.json"), {"classifier": "b/classifiers/n.json"}),
+    ("median@mine", Origin(classifier="classifiers/n.json"), {"classifier": "median@b/classifiers/n.json"}),
+    ("fmnist-at+file", Origin(weights="classifiers/n.safetensors"),
+     {"classifier": "fmnist-at", "weights": "b/classifiers/n.safetensors"}),
+    ("net.make+file", Origin(classifier="python:net.py:make", weights="classifiers/n.safetensors"),
+     {"classifier": "python:net.py:make", "weights": "b/classifiers/n.safetensors"}),
+])  # fmt: skip
+def test_where_a_classifier_comes_from(name: str, origin: Origin, asked: dict[str, str]) -> None:
+    """Files beside the cards are found there, behind the purifier that the name has; code is named as it was."""
+    assert asked == loading(name, origin, Path("b"))
+    assert {key: value.replace("b/", "") for key, value in asked.items()} == loading(name, origin, None)
+
+
+@pytest.mark.parametrize(
+    "path", ["../x.json", "/etc/x.json", "classifiers/../x.json", "http://x/y.json", "python:a/b.py:f"]
+)
+def test_an_origin_stays_beside_the_cards(path: str) -> None:
+    """No path leads out of the folder, and code has no path."""
+    with pytest.raises(SpecError, match=r"origin\.classifier must be"):
+        Origin(classifier=path)
 
 
 def test_add_never_files_what_verify_refuses(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
