@@ -55,16 +55,12 @@ def tutorial_blocks() -> dict[str, Callable[[], str]]:
     """Block name -> maker, for what is stored."""
     if not (RESULTS / "tutorial.json").is_file():
         return {}
-    return {name: _maker(name) for name in load_result("tutorial")["steps"]}
+    result = load_result("tutorial")
+    return {"tutorial_source": lambda: source(result)} | {name: _maker(step) for name, step in result["steps"].items()}
 
 
-def _maker(name: str) -> Callable[[], str]:
-    def made() -> str:
-        result = load_result("tutorial")
-        step = result["steps"][name]
-        return f"```text\n{step['printed'].rstrip()}\n```\n\n{source(result)}"
-
-    return made
+def _maker(step: dict[str, Any]) -> Callable[[], str]:
+    return lambda: f"```text\n{step['printed'].rstrip()}\n```"
 
 
 def _type(words: tuple[str, ...], folder: Path) -> tuple[str, float]:

@@ -161,7 +161,7 @@ def test_steps_of_the_tutorial() -> None:
 def test_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every command of the page, on fewer images, in its order; what the page says of the outcome is so."""
     monkeypatch.chdir(tmp_path)
-    smaller = {"-n": "6", "--n": "12", "--samples": "200", "--steps": "10"}
+    smaller = {"-n": "4", "--n": "8", "--samples": "100", "--steps": "5"}
     for step in steps(PAGE.read_text(encoding="utf-8")):
         for words in step.commands:
             given = [smaller.get(before, word) for before, word in pairwise(words)]

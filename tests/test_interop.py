@@ -25,7 +25,7 @@ from robustgen.leaderboard.published import load_published
 from robustgen.robustbench_zoo import ZooName, _entry, robustbench
 from tests.helpers import ROOT
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]  # theirs are not ours to mend
 
 SMALL, WIDE = "Rebuffi2021Fixing_R18_ddpm", "Wang2023Better_WRN-28-10"
 SCRIPTS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "scripts").glob("*.py")}
@@ -82,9 +82,12 @@ def run_script(name: str) -> dict[str, Any]:
 
 
 def test_package_cannot_be_imported_as_it_is_installed(package: ModuleType) -> None:
-    """It fails in a fresh Python, works here, and leaves nothing behind that was lent to it."""
-    done = subprocess.run([sys.executable, "-c", "import robustbench"], capture_output=True, text=True, check=False)
-    assert "No module named 'autoattack'" in done.stderr
+    """It lacks two modules in a fresh Python, works here, and leaves nothing behind that was lent to it."""
+    lent = "import sys, types; sys.modules['pkg_resources'] = types.ModuleType('pkg_resources'); "
+    for before, missing in (("", "pkg_resources"), (lent, "autoattack")):
+        command = [sys.executable, "-c", f"{before}import robustbench"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert f"No module named '{missing}'" in done.stderr
     assert version("robustbench") == "1.1.1"
     assert Path(str(package.__file__)).is_relative_to(sys.prefix)
     assert not {"autoattack", "pkg_resources"} & set(sys.modules)
@@ -212,9 +215,7 @@ def test_reference_counts_a_lucky_miss_as_broken() -> None:
     x = torch.rand(200, 1, 4, 4)
     y = model.net(x).argmax(1)
     attack = AutoAttack(model, eps=1e-7, seed=0, version="rand")
-    x_adv, _ = attack.run_standard_evaluation(x, y)
-    broken = (x_adv != x).flatten(1).any(1)
+    x_adv, y_adv = attack.run_standard_evaluation(x, y)
     with torch.no_grad():
         anew = torch.stack([model(x_adv).argmax(1) == y for _ in range(20)]).float().mean()
-        kept = 1 - float(broken.float().mean())
-    assert kept < float(anew) - 0.03
+    assert float((y_adv == y).float().mean()) < float(anew) - 0.03
