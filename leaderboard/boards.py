@@ -13,11 +13,12 @@ from robustgen.eps import parse_eps, same_threat
 from robustgen.errors import SpecError, unknown_name
 from robustgen.leaderboard.entries import Entry, EntryCard
 from robustgen.leaderboard.published import PublishedEntry, load_published
-from robustgen.spec import expand_ids
+from robustgen.spec import RunSpec, expand_ids
 from robustgen.statistics import Estimate, mcnemar, share_interval
 
 __all__ = ["Board", "Row", "board_names", "find_board", "make_board", "rank_rows"]
 
+_APART = ("transfer", "queries")  # plans of an adversary who sees less than the network
 _LEVEL = 0.05  # of the paired test
 _OVERCLAIM = 0.01  # a claim is flagged beyond one point
 
@@ -94,13 +95,19 @@ class Board:
     rows: tuple[Row, ...]
 
 
+def board_threat(spec: RunSpec) -> str:
+    """The threat model as its board is called: an adversary who sees less has a board apart, transfer/linf:0.1."""
+    return f"{spec.plan}/{spec.threat}" if spec.plan in _APART else spec.threat
+
+
 def board_names(entries: Iterable[Entry]) -> list[tuple[str, str]]:
     """(data, threat) of every board: the published ones, then those of our own entries that are not among them."""
     names = [(file.data, board.threat) for file in load_published() for board in file.boards]
     for entry in entries:
         spec = entry.card.spec
-        if not any(data == spec.data and same_threat(threat, spec.threat) for data, threat in names):
-            names.append((spec.data, spec.threat))
+        own = board_threat(spec)
+        if not any(data == spec.data and same_threat(threat, own) for data, threat in names):
+            names.append((spec.data, own))
     return names
 
 
@@ -183,7 +190,7 @@ def _mcnemar(first: int, second: int) -> float:
 
 
 def _belongs(entry: Entry, data: str, threat: str) -> bool:
-    return entry.card.spec.data == data and same_threat(entry.card.spec.threat, threat)
+    return entry.card.spec.data == data and same_threat(board_threat(entry.card.spec), threat)
 
 
 def _published_row(entry: PublishedEntry, n: int, threat: str) -> Row:

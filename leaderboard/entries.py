@@ -111,7 +111,8 @@ class EntryCard:
     def __post_init__(self) -> None:
         check_fields(self, "", _RULES)
         for name, value in self.spec.to_json().items():
-            if not (_printable(value) or type(value) is int):
+            told = isinstance(value, list) and each(_printable)(tuple(value))  # names of surrogates
+            if not (_printable(value) or type(value) is int or told):
                 raise SpecError(f"spec.{name} must be a text without control characters or a number, got {value!r}.")
         same_threat(self.spec.threat, self.spec.threat)  # whose eps have to be numbers
         if self.spec.identity() != self.identity:
@@ -254,6 +255,7 @@ def request_of(spec: RunSpec) -> dict[str, Any]:
     whole = spec.ids == f"0-{_count(spec.ids) - 1}"
     return {
         "classifier": spec.classifier, "data": spec.data, "threat": spec.threat, "plan": spec.plan,
+        **({"surrogates": ",".join(text.split()[0] for text in spec.surrogates)} if spec.surrogates else {}),
         **({"n": _count(spec.ids)} if whole else {"ids": spec.ids}), "seed": spec.seed, "precision": spec.precision,
     }  # fmt: skip
 
