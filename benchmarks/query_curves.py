@@ -1,6 +1,6 @@
 """Success against queries of all attacks that see answers only, on a bundled classifier: curves and pictures.
 
-Runs of `robustgen eval --queries`, kept below --work, with which the same command goes on. The pictures go to
+Runs of `robustgen eval --plan queries`, kept below --work, with which the same command goes on. The pictures go to
 docs/query-curves-NORM.png.
 """
 
@@ -19,7 +19,7 @@ from robustgen.plot_queries import draw_queries
 from robustgen.progress import Lines
 from robustgen.threat import ThreatModel
 
-CLASSIFIER, N, BUDGET = "fmnist-standard", 100, 1000
+CLASSIFIER, N = "fmnist-standard", 100
 THREATS = ("linf:0.05", "l2:0.5")
 
 
@@ -27,7 +27,7 @@ def measure(work: Path, threat: str) -> dict[str, Any]:
     """One run, or what is left of it, and its picture."""
     norm = ThreatModel.parse(threat).norm
     record = robustgen.evaluate(
-        CLASSIFIER, "fmnist-test-1k", threat, queries=BUDGET, n=N, out=work / norm, precision="float32",
+        CLASSIFIER, "fmnist-test-1k", threat, plan="queries", n=N, out=work / norm, precision="float32",
         progress=Lines(),
     )  # fmt: skip
     assert record.queries is not None
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     tune_process()
     rows = [measure(options.work, threat) for threat in THREATS]
-    what = f"{CLASSIFIER}, the first {N} embedded images, at most {BUDGET:,} queries for each"
+    what = f"{CLASSIFIER}, the first {N} embedded images, at most 1,000 queries of each attack for each"
     print(store("query_curves", {"what": what, "classifier": CLASSIFIER, "rows": rows}))
 
 

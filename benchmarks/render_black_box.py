@@ -86,8 +86,7 @@ def monitor() -> str:
     header = ("attack", "monitor", "accounts", "success, %", "detected, %", "median queries until the alarm",
               "success before an alarm, %")  # fmt: skip
     honest = "; ".join(
-        f"{one['monitor']} {100 * one['held_out']['value']:.2f} % [{100 * one['held_out']['low']:.2f}, "
-        f"{100 * one['held_out']['high']:.2f}] of {one['held_out']['n']:,}"
+        f"{one['monitor']['kind']} {interval_cell(one['held_out']['rate'])} % of {one['held_out']['queries']:,}"
         for one in result["honest"]
     )
     told = (

@@ -16,9 +16,9 @@ from robustgen.leaderboard.entries import load_entries, request_of
 
 DATA = "fmnist-test-1k"
 KINDS: dict[str, dict[str, Any]] = {
-    "patch:9x9": {"threat": "patch:9x9", "n": 3},
-    "transfer/linf:0.1": {"threat": "linf:0.1", "surrogates": "fmnist-at,fmnist-at-l2", "n": 6},
-    "queries/linf:0.4": {"threat": "linf:0.4", "plan": "queries", "n": 2},
+    "patch:14x14": {"threat": "patch:14x14", "n": 1},
+    "transfer/linf:0.1": {"threat": "linf:0.1", "surrogates": "fmnist-at,fmnist-at-l2", "n": 1},
+    "queries/linf:0.4": {"threat": "linf:0.4", "plan": "queries", "n": 1},
 }
 
 
