@@ -119,6 +119,26 @@ def test_it_reaches_the_closed_form(label: int) -> None:
             assert bool(PatchThreat.of("2x2").contains(x, found.x_adv[None]))
 
 
+class Corner(nn.Module):
+    """Class 0 where four pixels are bright, else class 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W) -> (B, 2)."""
+        up = 20 * (x[:, 0, 4:6, 2:4] - 0.5).flatten(1).sum(1)
+        return torch.stack([up, -up], 1)
+
+
+def test_the_best_window_is_tried_first() -> None:
+    """Of 35 windows only one holds all that counts, and one try is enough."""
+    target = VoteTarget(Corner(), Ablation(kind="rows", size=8), 0.5, 0.5, 2)  # bands of all rows: the whole image
+    x = torch.full((1, 1, 8, 6), 0.5)
+    x[:, :, 4:6, 2:4] = 0.9
+    found = PatchAttack(places=1, steps=1).attack(target, Corner(), x, torch.tensor([0]), 2, id_=0, seed=0)
+    assert found is not None
+    assert found.x_adv is not None
+    assert (found.x_adv != x[0]).nonzero()[:, 1:].tolist() == [[4, 2], [4, 3], [5, 2], [5, 3]]
+
+
 class Mean(nn.Module):
     """Says 1 where the mean of the image, masked pixels left out as zeros, exceeds a threshold."""
 
