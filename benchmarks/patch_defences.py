@@ -22,11 +22,11 @@ from robustgen.progress import Silent
 CERTIFIED: dict[str, dict[str, Any]] = {
     "fmnist-standard": {"patches": (6,), "n": 25},
     "fmnist-cutout": {"patches": (6,), "n": 30},
-    "fmnist-ablation": {"patches": (2, 6), "method": "band", "n": 50},
+    "fmnist-ablation": {"patches": (2, 6), "method": "band", "n": 40},
 }
 PLACES, STEPS = 2, 15  # of the attack on certified defences
-CLASSIFIER, THREAT, N = "fmnist-standard", "patch:6x6", 50
-SMOOTHED = ("lgs:window=5,overlap=2,threshold=0.1", "lgs")
+CLASSIFIER, THREAT, N = "fmnist-standard", "patch:6x6", 40
+SMOOTHED = ("lgs:window=5,overlap=2,threshold=0.1",)
 
 
 def beside(work: Path, name: str, classifier: str) -> dict[str, Any]:

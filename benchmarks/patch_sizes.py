@@ -28,12 +28,12 @@ from robustgen.statistics import proportion
 
 CLASSIFIERS = ("fmnist-standard", "fmnist-at", "fmnist-at-l2")
 SIZES = (4, 6, 8, 10, 12)
-TRAINED: dict[str, Any] = {"steps": 500, "batch_size": 64}
+TRAINED: dict[str, Any] = {"steps": 200, "batch_size": 64}
 AIMS = {"any": None, "bag": "8"}  # what the patch shall make of an image
 GRID = ("fmnist-standard", 12, "bag")  # which one is measured in every cell
-SEEN = 2000  # test images, the first
-EACH = 100  # images with a patch of their own
-ATTACK = "patch-pgd:places=64:keep=4:steps=20"
+SEEN = 1000  # test images, the first
+EACH = 50  # images with a patch of their own
+ATTACK = "patch-pgd:places=32:keep=2:steps=15"
 
 
 def universal(work: Path, classifier: str, size: int, aim: str, data_dir: Path) -> dict[str, Any]:

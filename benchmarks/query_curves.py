@@ -19,7 +19,7 @@ from robustgen.plot_queries import draw_queries
 from robustgen.progress import Lines
 from robustgen.threat import ThreatModel
 
-CLASSIFIER, N = "fmnist-standard", 100
+CLASSIFIER, N = "fmnist-standard", 50
 THREATS = ("linf:0.05", "l2:0.5")
 
 
