@@ -31,8 +31,8 @@ SIZES = (4, 6, 8, 10, 12)
 TRAINED: dict[str, Any] = {"steps": 200, "batch_size": 64}
 AIMS = {"any": None, "bag": "8"}  # what the patch shall make of an image
 GRID = ("fmnist-standard", 12, "bag")  # which one is measured in every cell
-SEEN = 1000  # test images, the first
-EACH = 50  # images with a patch of their own
+SEEN = 600  # test images, the first
+EACH = 40  # images with a patch of their own
 ATTACK = "patch-pgd:places=32:keep=2:steps=15"
 
 

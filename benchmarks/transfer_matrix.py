@@ -18,7 +18,7 @@ from robustgen.report import transfer_lines
 from robustgen.transfer import transfer_matrix
 
 CLASSIFIERS = "fmnist-standard,fmnist-at,fmnist-at-l2"
-THREAT, N = "linf:0.1", 200
+THREAT, ATTACKS, N = "linf:0.1", "mi-fgsm,di-fgsm", 200
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs") / "transfer_matrix")
     options = parser.parse_args()
     tune_process()
-    request = Request(threat=THREAT, data="fmnist-test-1k", n=N)
+    request = Request(threat=THREAT, attacks=ATTACKS, data="fmnist-test-1k", n=N)
     found = transfer_matrix(CLASSIFIERS, request, out=options.work, progress=Lines())
     print("\n".join(transfer_lines(found)))
     plot_transfer(found, DOCS)
