@@ -37,19 +37,19 @@ def patches_speed() -> str:
 def patch_sizes() -> str:
     """Success against the side, of one patch for all images and of one for each."""
     result = load_result("patch_sizes")
-    universal = {(row["size"], row["classifier"], row["aim"]): row for row in result["universal"]}
+    universal = {(row["size"], row["classifier"], row["location"]): row for row in result["universal"]}
     rows = []
     for each in result["each"]:
         side, classifier = each["size"], each["classifier"]
-        cells = [interval_cell(universal[side, classifier, aim][key])
-                 for aim in ("any", "bag") for key in ("success", "random_success")]  # fmt: skip
+        held = [universal.get((side, classifier, location)) for location in ("optimised", "random")]
+        cells = [
+            "" if one is None else interval_cell(one[key]) for one in held for key in ("success", "random_success")
+        ]
         rows.append((f"{side} x {side}", classifier, *cells, interval_cell(each["success"])))
     header = (
-        "patch", "classifier", "for all, any wrong class, %", "noise, %", "for all, towards class 8, %", "noise, %",
-        "for each, %",
+        "patch", "classifier", "for all, best place, %", "noise, %", "for all, anywhere, %", "noise, %", "for each, %",
     )  # fmt: skip
-    seen = {row["aim"]: row["n"] for row in result["universal"]}
-    images = f"{seen['any']:,} unseen images ({seen['bag']:,} towards class 8); for each: {result['each'][0]['n']}"
+    images = f"{result['universal'][0]['n']} unseen images; for each: {result['each'][0]['n']}"
     return f"{markdown_table(header, rows)}\n\n{result['what']}. {images}. {source(result)}"
 
 

@@ -111,8 +111,8 @@ class EntryCard:
     def __post_init__(self) -> None:
         check_fields(self, "", _RULES)
         for name, value in self.spec.to_json().items():
-            told = isinstance(value, list) and each(_printable)(tuple(value))  # names of surrogates
-            if not (_printable(value) or type(value) is int or told):
+            named = name == "surrogates" and isinstance(value, list) and each(_printable)(tuple(value))
+            if not (_printable(value) or type(value) is int or named):
                 raise SpecError(f"spec.{name} must be a text without control characters or a number, got {value!r}.")
         same_threat(self.spec.threat, self.spec.threat)  # whose eps have to be numbers
         if self.spec.identity() != self.identity:
