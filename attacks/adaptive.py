@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from robustgen.attacks.apgd import APGDCE, APGDT
 from robustgen.attacks.losses import Margin, TargetedMargin
+from robustgen.attacks.patch_pgd import PatchPGD
+from robustgen.attacks.patch_rs import PatchRS
 from robustgen.attacks.pgd import PGD
 from robustgen.attacks.plans import Plan, Rung
 from robustgen.attacks.square import Square
@@ -17,13 +19,17 @@ __all__ = ["adaptive"]
 
 
 @register_plan("adaptive")
-def adaptive(_threat: ThreatModel) -> Plan:
+def adaptive(threat: ThreatModel) -> Plan:
     """For purifiers: transfer, BPDA, surrogate, then exact gradients with EOT, raised until nothing more breaks.
 
     The weak rungs come first, because what they leave standing is what weak evaluations would have reported. Rungs by
     the full gradient begin where the ones before came nearest. Then steps and draws are doubled until a rung breaks
-    hardly anything.
+    hardly anything. Under a patch the rungs are transfer, BPDA, exact gradients and random search.
     """
+    if threat.norm == "patch":
+        last = PatchPGD(keep=1, steps=40)  # of what is transferred the last point counts: that of the best window
+        exact = tuple(Rung(PatchPGD(), crossing, eot=5) for crossing in ("bpda", "full"))
+        return Plan("adaptive", 1, (Rung(last, "transfer"), *exact, Rung(PatchRS(), "none")))
     return Plan(
         "adaptive",
         1,

@@ -6,6 +6,7 @@ README and docs are rendered (`python -m robustgen.benchmarks.render`).
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,11 +26,14 @@ from robustgen.environment import describe_environment
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.threat import ThreatModel
 
-__all__ = ["RESULTS", "Comparison", "compare", "in_fresh_process", "in_turn", "reference_verdicts", "store"]
+__all__ = [
+    "DOCS", "RESULTS", "Comparison", "Pieces", "compare", "in_fresh_process", "in_turn", "reference_verdicts", "store",
+]  # fmt: skip
 
 T = TypeVar("T")
 
 RESULTS = Path(__file__).resolve().parent / "results"
+DOCS = RESULTS.parent.parent / "docs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,36 @@ def in_fresh_process(work: Callable[..., T], *arguments: Any) -> T:
     """What `work` returns when called in a Python process of its own, which begins with nothing imported."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
+
+
+class Pieces:
+    """A long measurement in pieces, a JSON file each, that can be stopped between them; the same command goes on.
+
+    Args:
+        folder: of the files, made where it is missing; also for what a piece keeps to go on within itself.
+        seconds: no piece begins after so many; None for no limit.
+    """
+
+    def __init__(self, folder: Path, seconds: float | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.until = folder, None if seconds is None else time.monotonic() + seconds
+
+    def __call__(self, name: str, work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+        """What the piece of this name found, now or in an earlier process.
+
+        Raises:
+            SystemExit: time is up, and this piece is not done.
+        """
+        path = self.folder / f"{name}.json"
+        if path.is_file():
+            held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return held
+        if self.until is not None and time.monotonic() >= self.until:
+            raise SystemExit(f"time is up before {name}; the same command goes on in {self.folder}.")
+        found = work(*arguments)
+        write_json(path, found)
+        print(name, found, flush=True)
+        return found
 
 
 def reference_verdicts(

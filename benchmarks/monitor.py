@@ -13,6 +13,7 @@ import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ import robustgen
 from robustgen import engine
 from robustgen.attacks.base import AnswersOnly
 from robustgen.attacks.plans import parse_attack
-from robustgen.benchmarks.harness import store
+from robustgen.benchmarks.harness import Pieces, store
 from robustgen.classifiers import Classifier
 from robustgen.environment import tune_process
 from robustgen.judge import Judge, strict_float32
@@ -61,8 +62,8 @@ class Watched(nn.Module):
 def measure(
     text: str, classifier: Classifier, monitors: Sequence[Monitor], x: Tensor, y: Tensor, threat: ThreatModel,
     budget: int,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """A row for each monitor and policy of accounts, over the images one by one."""
+) -> dict[str, Any]:  # fmt: skip
+    """Rows for each monitor and policy of accounts, over the images one by one."""
     attack = parse_attack(text)
     assert isinstance(attack, AnswersOnly)
     seen: list[tuple[engine.Outcome, Watched]] = []
@@ -74,7 +75,8 @@ def measure(
                 lambda ids: (x[list(ids)], y[list(ids)]), [k], threat, seed=0, batch_size=1, finish=found.append,
             )  # fmt: skip
         seen.append((found[0], watched))
-    return [_row(text, kind, every, seen) for kind in {m.kind: None for m in monitors} for every in ACCOUNTS]
+    kinds = {m.kind: None for m in monitors}
+    return {"rows": [_row(text, kind, every, seen) for kind in kinds for every in ACCOUNTS]}
 
 
 def _row(
@@ -99,13 +101,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classifier", default="fmnist-standard")
     parser.add_argument("--threat", default="linf:0.05")
-    parser.add_argument("--n", type=int, default=100, help="the last images; misclassified ones are left out")
-    parser.add_argument("--budget", type=int, default=500, help="queries for an image")
+    parser.add_argument("--n", type=int, default=15, help="the last images; misclassified ones are left out")
+    parser.add_argument("--budget", type=int, default=150, help="queries for an image")
     parser.add_argument("--false-alarms", type=float, default=0.001, help="share of honest queries")
     parser.add_argument("--accounts", type=int, default=10, help="honest accounts")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "monitor", help="for what is done already")
+    parser.add_argument("--seconds", type=float, help="no attack begins after so many; the same command goes on")
     parser.add_argument("--dry", action="store_true", help="store nothing")
     options = parser.parse_args()
     tune_process()
+    piece = Pieces(options.work, options.seconds)
     classifier, dataset = robustgen.load_classifier(options.classifier), robustgen.load_data("fmnist-test-1k")
     x, y = dataset.batch(range(len(dataset) - options.n, len(dataset)))
     with torch.no_grad():
@@ -117,11 +122,9 @@ def main() -> None:
         monitors.append(monitor)
         tables.append(table)
         print(table["monitor"], table["held_out"], flush=True)
-    threat, rows = ThreatModel.parse(options.threat), []
+    threat, rows = ThreatModel.parse(options.threat), list[dict[str, Any]]()
     for text in ATTACKS:
-        rows += measure(text, classifier, monitors, x[right], y[right], threat, options.budget)
-        for row in rows[-2 * len(ACCOUNTS) :]:
-            print({key: value for key, value in row.items() if key not in ("queries", "alarms_at")}, flush=True)
+        rows += piece(text, measure, text, classifier, monitors, x[right], y[right], threat, options.budget)["rows"]
     if not options.dry:
         what = {"classifier": options.classifier, "threat": options.threat, "budget": options.budget}
         print(store("monitor", {**what, "honest": tables, "rows": rows}))

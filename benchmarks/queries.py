@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ import robustgen
 from robustgen import engine
 from robustgen.attacks.base import AnswersOnly
 from robustgen.attacks.plans import parse_attack
-from robustgen.benchmarks.harness import store
+from robustgen.benchmarks.harness import Pieces, store
 from robustgen.classifiers import Classifier
 from robustgen.environment import tune_process
 from robustgen.judge import Judge, strict_float32
@@ -230,23 +231,22 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="the first images; misclassified ones are left out")
     parser.add_argument("--budget", type=int, default=1000, help="queries for an image, the clean one included")
     parser.add_argument("--attacks", default="", help="only these of ours, with commas")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "queries", help="for what is done already")
+    parser.add_argument("--seconds", type=float, help="no pair begins after so many; the same command goes on")
     parser.add_argument("--dry", action="store_true", help="store nothing")
     options = parser.parse_args()
     tune_process()
+    piece = Pieces(options.work, options.seconds)
     classifier = robustgen.load_classifier(options.classifier)
     x, y = robustgen.load_data("fmnist-test-1k").batch(range(options.n))
     with torch.no_grad():
         right = classifier(x).argmax(1) == y
     wanted = [pair for pair in PAIRS if not options.attacks or pair.ours in options.attacks.split(",")]
-    rows = []
-    for pair in wanted:
-        rows.append(measure(pair, classifier, x[right], y[right], options.budget))
-        brief = {key: rows[-1][key] for key in ("attack", "threat", "only_ours", "only_theirs", "p")}
-        sides = {
-            side: {key: rows[-1][side][key] for key in ("success", "median_queries", "median_distance", "seconds")}
-            for side in ("ours", "theirs")
-        }
-        print(brief, sides, flush=True)
+    rows = [
+        piece(f"{pair.ours}-{pair.threat.replace(':', '-')}", measure, pair, classifier, x[right], y[right],
+              options.budget)
+        for pair in wanted
+    ]  # fmt: skip
     if not options.dry:
         peer = f"ART {version('adversarial-robustness-toolbox')}"
         print(store("queries", {"classifier": options.classifier, "peer": peer, "rows": rows}))

@@ -51,6 +51,7 @@ __all__ = [
 
 ENTRIES = Path(__file__).resolve().parent / "entries"
 
+_APART = ("transfer", "queries")  # plans of an adversary who sees less than the network
 _ATTACKS = "attacks"  # the kind of card that says nothing of its kind
 _COUNTS = ("broken", "forwards", "backwards")
 _FROM_RECORD = ("spec", "identity", "n", "clean_accuracy", "robust_accuracy", "flags", "notes", "environment")
@@ -170,8 +171,8 @@ class EntryCard:
 
     @property
     def threat(self) -> str:
-        """Of the board that it belongs on."""
-        return self.spec.threat
+        """Of the board that it belongs on; an adversary who sees less has a board apart: transfer/linf:0.1."""
+        return f"{self.spec.plan}/{self.spec.threat}" if self.spec.plan in _APART else self.spec.threat
 
     def check_record(self, record: Mapping[str, Any]) -> None:
         """Refuse a record that does not say what this card says.
@@ -303,6 +304,7 @@ def request_of(spec: RunSpec, origin: Origin | None = None, folder: Path | None 
     draws = {"eot": int(said["eot"])} if said.get("eot", "").isdecimal() else {}
     return {
         **loading(spec.classifier, origin, folder), "data": spec.data, "threat": spec.threat, "plan": spec.plan,
+        **({"surrogates": ",".join(text.split()[0] for text in spec.surrogates)} if spec.surrogates else {}),
         **crossing, **draws, **chosen_ids(spec.ids), "seed": spec.seed, "precision": spec.precision,
     }  # fmt: skip
 

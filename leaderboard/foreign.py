@@ -160,6 +160,10 @@ def check_names(card: EntryCard | CertifiedCard) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_.:=,+-]*", purifier) or re.search(r"\.json|diffusers:", purifier):
         raise SpecError(f"spec.classifier has a purifier that names a file: '{purifier}'.")
     check_value("spec.seed", spec.seed, _SEED)
+    for text in getattr(spec, "surrogates", ()):
+        surrogate = text.partition(" ")[0]
+        if surrogate not in bundled_cards():
+            raise SpecError(f"spec.surrogates names '{surrogate[:60]}', which is none of robustgen list classifiers.")
     if origin.classifier:  # a network that came along, or code, which is another matter
         if inner in bundled_cards() or inner.startswith((TORCHVISION, ROBUSTBENCH)):
             raise SpecError(f"spec.classifier is '{inner}', and a network of another origin may not be called so.")

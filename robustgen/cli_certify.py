@@ -136,33 +136,47 @@ def certify_patches_command(
 
 @app.command("certify-attack")
 def certify_attack_command(
-    run: Annotated[Path, typer.Argument(help="Folder that `robustgen certify` left.")],
-    draws: Annotated[int, typer.Option(help="Noises an image and step of the attack.")] = 16,
-    steps: Annotated[int, typer.Option(help="Of the attack.")] = 20,
-    rel_step: Annotated[float, typer.Option(help="Length of the first step as a fraction of the radius.")] = 0.25,
-    samples: Annotated[int, typer.Option(help="Votes that judge an image, with noise of their own.")] = 1000,
+    run: Annotated[Path, typer.Argument(help="Folder that `robustgen certify` or `certify-patches` left.")],
+    steps: Annotated[int, typer.Option(help="Of the attack; of patches, in each window.")] = 20,
+    draws: Annotated[int, typer.Option(help="Of smoothing: noises an image and step of the attack.")] = 16,
+    rel_step: Annotated[float, typer.Option(help="Of smoothing: first step as a fraction of the radius.")] = 0.25,
+    samples: Annotated[int, typer.Option(help="Of smoothing: votes that judge an image, with other noise.")] = 1000,
+    places: Annotated[int, typer.Option(help="Of patches: windows that are tried in each of the ways in.")] = 4,
     n: Annotated[int | None, typer.Option("--n", "-n", help="The first N examples of the run.")] = None,
     seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Noised images sent at once.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Of smoothing: noised images sent at once.")] = 1000,
     classifier: Annotated[str | None, typer.Option(help="Only for a classifier that the record cannot name.")] = None,
     weights: Weights = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     json_: Json = False,
 ) -> None:
-    """Attack a smoothed classifier inside its certified radii: certified, attacked and clean accuracy side by side.
+    """Attack what was certified, knowing the defence: certified, attacked and clean accuracy side by side.
 
-    An attack succeeds where the smoothed classifier significantly predicts another class than the certified one. What
-    was attacked before is not attacked again.
+    A smoothed classifier is attacked inside its certified radii; an attack succeeds where it significantly predicts
+    another class than the certified one. A defence against patches is attacked by patches of the certified sides,
+    anywhere in each image that it gets right. What was attacked before is not attacked again.
 
-    Example -
+    Examples -
 
       robustgen certify-attack runs/certify-fmnist-test-1k-fmnist-standard-0123abcd --steps 40
+
+      robustgen certify-attack runs/certify-patches-fmnist-test-1k-fmnist-standard-0123abcd -n 50
     """
     from robustgen.certify.inside_run import InsideRequest, attack_certification, attack_lines
+    from robustgen.certify.patch_attack_run import PatchAttackRequest, attack_patch_run, patch_attack_lines
+    from robustgen.certify.patches_run import holds_patches
     from robustgen.environment import tune_process
 
     tune_process()
+    if holds_patches(run):
+        asked = PatchAttackRequest(
+            run=run, places=places, steps=steps, n=n, seed=seed, classifier=classifier, weights=weights,
+            data_dir=data_dir,
+        )  # fmt: skip
+        found = with_progress(lambda progress: attack_patch_run(asked, device=device, progress=progress), silent=json_)
+        print(json.dumps(found) if json_ else "\n".join(patch_attack_lines(found)))
+        return
     request = InsideRequest(
         run=run, draws=draws, steps=steps, rel_step=rel_step, samples=samples, n=n, seed=seed, classifier=classifier,
         weights=weights, data_dir=data_dir,

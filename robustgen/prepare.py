@@ -244,8 +244,8 @@ def _load(request: Request, dataset: Dataset) -> Classifier:
 def _plan_of(request: Request, threat: ThreatModel, *, known: bool = True) -> Plan:
     """The plan as asked for; `known` says whether the threat model is the one that will be attacked."""
     named = isinstance(request.classifier, str) and split_name(request.classifier) is not None
-    default = "adaptive" if named or request.purify is not None else "rapid"
-    default = "patches" if threat.norm == "patch" else default
+    default = "patches" if threat.norm == "patch" else "rapid"
+    default = "adaptive" if named or request.purify is not None else default
     default = default if threat.bounded else "nearest"
     default = default if request.queries is None and not is_address(request.classifier) else "queries"
     default = default if request.surrogates is None else "transfer"

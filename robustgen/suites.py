@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ __all__ = ["Suite", "load_suite", "suite_files"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """What is held fixed so that figures can be compared; `version` rises whenever a figure could change."""
+    """What is held fixed so that figures can be compared; `version` rises whenever a figure could change.
+
+    Attributes:
+        surrogates: names with commas, of a suite of transfer; empty in others.
+    """
 
     name: str
     version: int
@@ -25,6 +29,7 @@ class Suite:
     threat: str
     plan: str
     seed: int
+    surrogates: str = ""
 
     def request(self, given: dict[str, Any]) -> dict[str, Any]:
         """The suite's settings for a `Request`.
@@ -33,6 +38,7 @@ class Suite:
             SpecError: a setting was given beside the suite that says otherwise: then it is no longer that suite.
         """
         fixed = {key: getattr(self, key) for key in ("data", "ids", "threat", "plan", "seed")}
+        fixed |= {"surrogates": self.surrogates} if self.surrogates else {}
         for key, value in given.items():
             if fixed.get(key) != value:
                 said = f"({key} {fixed[key]})" if key in fixed else "(it fixes the examples and the plan)"
@@ -62,10 +68,10 @@ def load_suite(name: str) -> Suite:
     for key in table:
         if key not in wanted:
             raise unknown_name(f"field of suite {path.name}", key, wanted)
-    missing = [key for key in wanted if key not in table]
+    missing = [f.name for f in fields(Suite) if f.name not in table and f.default is MISSING]
     if missing:
         raise SpecError(f"suite {path} lacks {', '.join(missing)}.")
-    for key, kind in wanted.items():
-        if type(table[key]).__name__ != kind:
-            raise SpecError(f"suite {path}: {key} must be {kind}, got {table[key]!r}.")
+    for key, value in table.items():
+        if type(value).__name__ != wanted[key]:
+            raise SpecError(f"suite {path}: {key} must be {wanted[key]}, got {value!r}.")
     return Suite(**table)

@@ -20,7 +20,7 @@ from torch import Tensor
 from robustgen.attacks.losses import goal_margin, margin
 from robustgen.attacks.plan_files import PLAN_FILE, disagreements
 from robustgen.certify.check import Redraw, verify_certification
-from robustgen.certify.folder import holds_fields
+from robustgen.certify.patches_run import holds_patches
 from robustgen.certify.record import holds_certification
 from robustgen.classifiers import Classifier
 from robustgen.data import Dataset
@@ -73,7 +73,7 @@ def verify_run(
             run, classifier=classifier, weights=weights, data_dir=data_dir, device=device, redraw=redraw,
             progress=progress or Silent(),
         )  # fmt: skip
-    if holds_fields(run, "patches"):
+    if holds_patches(run):
         raise SpecError(
             f"{run} is an exact certification, and no draw stands behind it; run its certify-patches command again "
             "with --out FOLDER and compare patches.jsonl."

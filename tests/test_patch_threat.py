@@ -162,7 +162,7 @@ def test_only_attacks_for_windows_are_let_in() -> None:
             ):
                 check_goal(plan, window)
     for name in PLANS:
-        if name not in {"patches", "queries"}:
+        if name not in {"adaptive", "patches", "queries"}:
             with pytest.raises(SpecError, match="type --plan patches"):
                 check_goal(PLANS[name](window), window)
     assert ["patch-rs"] == PLANS["queries"](window).labels()

@@ -37,6 +37,7 @@ def test_bundled_suites_can_run(name: str) -> None:
     threat = ThreatModel.parse(suite.threat)
     assert str(threat) == suite.threat
     assert parse_plan(suite.plan, None, threat).name == suite.plan
+    assert bool(suite.surrogates) == (suite.plan == "transfer")
     size = {"fmnist-test-1k": 1000}.get(suite.data, 10_000)
     assert parse_ids(suite.ids, None, size, suite.data)
 
@@ -52,9 +53,14 @@ def test_a_suite_from_a_file(tmp_path: Path) -> None:
 def test_request_holds_what_is_fixed(tmp_path: Path) -> None:
     """Data, ids, threat, plan and seed; saying the same beside the suite is no contradiction."""
     suite = load_suite(write(tmp_path))
-    fixed = {key: value for key, value in asdict(suite).items() if key not in ("name", "version", "description")}
+    names = ("name", "version", "description", "surrogates")
+    fixed = {key: value for key, value in asdict(suite).items() if key not in names}
     assert fixed == suite.request({})
     assert fixed == suite.request({"seed": 7, "threat": "l2:0.5"})
+    moved = load_suite(write(tmp_path, plan='"transfer"', surrogates='"a,b"'))
+    assert {**fixed, "plan": "transfer", "surrogates": "a,b"} == moved.request({})
+    with pytest.raises(SpecError, match=r"--surrogates a contradicts suite mine \(surrogates a,b\)"):
+        moved.request({"surrogates": "a"})
 
 
 @pytest.mark.parametrize(

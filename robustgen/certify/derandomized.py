@@ -5,14 +5,18 @@ Source: Levine & Feizi 2020, arXiv:2002.10733, section 3, theorem 1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from robustgen.ablation import Ablation
+from robustgen.certify.patch_views import Aim, lead_over
 from robustgen.errors import SpecError
 from robustgen.fields import check_value, number
+from robustgen.patch_threat import PatchThreat
 
-__all__ = ["ablated_votes", "certified_by_votes", "check_theta", "winner"]
+__all__ = ["VoteTarget", "ablated_votes", "certified_by_votes", "check_theta", "winner"]
 
 
 def check_theta(theta: float) -> None:
@@ -80,3 +84,26 @@ def certified_by_votes(votes: Tensor, touched: int) -> Tensor:
     rivals = votes + (classes < best).long()
     rivals = rivals.scatter(1, best, -2 * touched - 1)  # the winner is no rival of itself
     return votes.gather(1, best)[:, 0] >= rivals.amax(1) + 2 * touched
+
+
+@dataclass(frozen=True, slots=True)
+class VoteTarget:
+    """Votes over ablations as they are attacked, by patches of `side` pixels: every window is open."""
+
+    classifier: nn.Module
+    ablation: Ablation
+    theta: float
+    fill: float
+    side: int
+
+    def answer(self, x: Tensor) -> Tensor:
+        """(B,) int64 for images (B, C, H, W)."""
+        return winner(ablated_votes(self.classifier, x, self.ablation, theta=self.theta, fill=self.fill))
+
+    def aims(self, x: Tensor, y: Tensor) -> list[Aim]:
+        """One: all ablations."""
+        height, width = x.shape[2:]
+        positions = torch.arange(self.ablation.positions(height, width), device=x.device)
+        rows, columns = PatchThreat.of(f"{self.side}x{self.side}").places(x)
+        everywhere = torch.ones(rows, columns, dtype=torch.bool, device=x.device)
+        return [Aim(self.ablation.kept(positions, height, width), self.fill, lead_over(self.theta), everywhere)]

@@ -8,17 +8,21 @@ lock           who writes, while somebody does
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from torch import Tensor
+
 from robustgen import durable
 from robustgen.errors import RecordError, SpecError
 from robustgen.spec import Spec
 
-__all__ = ["check_same", "claim", "holds_fields", "parse_lines", "read_object", "slug", "whole_lines"]
+__all__ = ["check_same", "claim", "holds_fields", "parse_lines", "read_object", "save_array", "slug", "whole_lines"]
 
 T = TypeVar("T")
 
@@ -109,3 +113,10 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise RecordError(f"{path}: expected a JSON object, got {type(held).__name__}.")
     return held
+
+
+def save_array(path: Path, values: Tensor) -> None:
+    """A tensor on the CPU as a .npy file, whole or not at all."""
+    content = io.BytesIO()
+    np.save(content, values.numpy())
+    durable.replace(path, content.getvalue())

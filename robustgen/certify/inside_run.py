@@ -8,7 +8,6 @@ broken-N.npy         the image that broke the certificate of example N, (C, H, W
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -25,7 +24,7 @@ from robustgen import durable, tables
 from robustgen.certify.bounds import certified_norm
 from robustgen.certify.certify import ABSTAIN, Certificate, predict_votes, verdict
 from robustgen.certify.check import count_classes, load_base
-from robustgen.certify.folder import claim, whole_lines
+from robustgen.certify.folder import claim, save_array, whole_lines
 from robustgen.certify.inside import SmoothedPGD, distance_within
 from robustgen.certify.record import Certification, load_certification
 from robustgen.certify.votes import Voter
@@ -187,7 +186,7 @@ def _work(
         for one, image, point in zip(part, x, points, strict=True):
             result = _judge(one, image, point, voter, request.samples, alpha)
             if result.broken:
-                _keep(folder / f"broken-{one.id}.npy", point)
+                save_array(folder / f"broken-{one.id}.npy", point)
             file.add((json.dumps(asdict(result), sort_keys=True) + "\n").encode())
             done[one.id], rows = result, rows + 1
             broken = sum(done[each.id].broken for each in chosen if each.id in done)
@@ -225,12 +224,6 @@ def _judge(one: Certificate, x: Tensor, point: Tensor, voter: Voter, samples: in
         id=one.id, label=one.label, predict=one.predict, radius=one.radius, clean=verdict(votes, alpha),
         share=float(votes[cls]) / samples, **told,
     )  # fmt: skip
-
-
-def _keep(path: Path, point: Tensor) -> None:
-    content = io.BytesIO()
-    np.save(content, point.numpy())
-    durable.replace(path, content.getvalue())
 
 
 def _totals(held: Certification, found: Sequence[InsideResult]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustgen.certify.patch_views import Aim, lead
 from robustgen.errors import SpecError
+from robustgen.patch_threat import PatchThreat
 
-__all__ = ["MaskSet", "certify_patches", "double_masking", "mask_set"]
+__all__ = ["MaskSet", "MaskTarget", "certify_patches", "double_masking", "mask_set"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +105,38 @@ def _answer(classifier: nn.Module, image: Tensor, keep: Tensor) -> int:
         if bool((twice == single[k]).all()):
             return int(single[k])
     return majority
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTarget:
+    """Double masking as it is attacked, in the two ways in which it can be beaten.
+
+    The majority of one-mask predictions can be turned; then each mask that hides the patch still dissents, and is not
+    believed where some second mask disagrees already on the clean image. Or one dissenter can be made to be believed:
+    then each second mask that hides the patch has to agree with it already on the clean image. So both have windows
+    that are open and windows that are not, and for a certified image none is open.
+    """
+
+    classifier: nn.Module
+    masks: MaskSet
+
+    def answer(self, x: Tensor) -> Tensor:
+        """(B,) int64 for images (B, C, H, W)."""
+        return double_masking(self.classifier, x, self.masks)
+
+    def aims(self, x: Tensor, y: Tensor) -> list[Aim]:
+        """The majority; then the dissenter with the most open windows, where one has any."""
+        keep = self.masks.keep.to(x)
+        with torch.no_grad():
+            pairs = torch.stack([self.classifier(x * keep * one).argmax(1) for one in keep])  # (M, M)
+        whole = PatchThreat.of(f"{self.masks.patch}x{self.masks.patch}")
+        hides = whole.window_sums(1 - keep[:, 0]) == self.masks.patch**2  # (M, rows, columns)
+        believed = (pairs == y).all(1)
+        majority = Aim(keep > 0, 0.0, lead, ~(hides & believed[:, None, None]).any(0))
+        dissenters = [
+            Aim((keep * keep[k]) > 0, 0.0, lead, ~(hides[k] | (hides & (pairs[k] != c)[:, None, None]).any(0)))
+            for k in range(len(keep))
+            for c in pairs[k][pairs[k] != y].unique()
+        ]
+        best = max(dissenters, key=lambda aim: int(aim.open.sum()), default=majority)
+        return [majority, best] if best is not majority and bool(best.open.any()) else [majority]

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from robustgen.ablation import UNKNOWN, Ablation, AblationNet
-from robustgen.certify.derandomized import ablated_votes, certified_by_votes, check_theta, winner
-from robustgen.certify.patchcleanser import certify_patches, double_masking, mask_set
+from robustgen.certify.derandomized import VoteTarget, ablated_votes, certified_by_votes, check_theta, winner
+from robustgen.certify.patch_attack import Target
+from robustgen.certify.patchcleanser import MaskTarget, certify_patches, double_masking, mask_set
 from robustgen.classifiers import Classifier
 from robustgen.errors import SpecError, unknown_name
 
@@ -129,6 +130,9 @@ class Defence(Protocol):
     def answers(self, model: Classifier, x: Tensor, y: Tensor) -> list[Answer]:
         """For each side, of one image x (1, C, H, W) with the label y (1,)."""
 
+    def targets(self, model: Classifier) -> list[Target]:
+        """For each side, the defence as it is attacked; `settings` was asked before."""
+
 
 def make_defence(request: PatchRequest, shape: tuple[int, int, int]) -> Defence:
     """The one that was asked for, for images (C, H, W).
@@ -156,12 +160,16 @@ class _Masks:
             for one in self.sets
         ]
 
+    def targets(self, model: Classifier) -> list[Target]:
+        return [MaskTarget(model, one) for one in self.sets]
+
 
 class _Votes:
     """Votes over ablations; the same for every side."""
 
     def __init__(self, request: PatchRequest, shape: tuple[int, int, int]) -> None:
         self.ablation, self.theta, self.fill = request.ablation(), request.theta, request.fill
+        self.patches = request.patches
         count = self.ablation.positions(*shape[1:])
         self.touched = [self.ablation.touched(patch, *shape[1:]) for patch in request.patches]
         self.rows: list[dict[str, Any]] = [{"ablations": count, "touched": touched} for touched in self.touched]
@@ -176,3 +184,7 @@ class _Votes:
         answer = winner(votes)
         right = bool(answer == y)
         return [(int(answer), right and bool(certified_by_votes(votes, touched))) for touched in self.touched]
+
+    def targets(self, model: Classifier) -> list[Target]:
+        assert self.fill is not None
+        return [VoteTarget(model, self.ablation, self.theta, self.fill, patch) for patch in self.patches]

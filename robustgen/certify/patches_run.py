@@ -19,18 +19,22 @@ from typing import Any
 import torch
 
 from robustgen import durable
-from robustgen.certify.folder import check_same, claim, read_object, slug, whole_lines
+from robustgen.certify.folder import check_same, claim, holds_fields, parse_lines, read_object, slug, whole_lines
 from robustgen.certify.patches import Defence, PatchRequest, check_patches, make_defence
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
 from robustgen.environment import describe_environment, pick_device
-from robustgen.errors import SpecError
+from robustgen.errors import RecordError, SpecError
 from robustgen.health import is_stochastic
 from robustgen.progress import Progress
 from robustgen.spec import Spec, compact_ids, expand_ids
 from robustgen.statistics import proportion
 
-__all__ = ["PatchResult", "PatchSpec", "certify_against_patches"]
+__all__ = [
+    "PatchResult", "PatchSpec", "certify_against_patches", "defence_of", "holds_patches", "load_patch_run",
+]  # fmt: skip
+
+_JOURNAL = "patches.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +136,45 @@ def certify_against_patches(
         lock.release()
 
 
+def holds_patches(folder: Path) -> bool:
+    """Whether a run folder is one of `robustgen certify-patches`, finished or not."""
+    return holds_fields(folder, "patches")
+
+
+def load_patch_run(folder: Path) -> tuple[PatchSpec, list[PatchResult]]:
+    """A finished certification against patches, as its folder tells it.
+
+    Raises:
+        RecordError: it is none, or not finished, or a file of it cannot be read.
+    """
+    if not (folder / "record.json").is_file():
+        raise RecordError(
+            f"{folder} is an unfinished certification; the same certify-patches command goes on with it "
+            "(no record.json)."
+        )
+    spec = PatchSpec.from_json(read_object(folder / "spec.json"), str(folder / "spec.json"))
+    path = folder / _JOURNAL
+    try:
+        lines = parse_lines(path.read_text(encoding="utf-8"), path, PatchResult.from_line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} cannot be read: {error}.") from None
+    odd = [one.id for one in lines if len(one.certified) != len(spec.patches)]
+    if odd or [one.id for one in lines] != expand_ids(spec.ids):
+        raise RecordError(f"{path} does not hold a line for each example of the run, with an entry for each side.")
+    return spec, lines
+
+
+def defence_of(spec: PatchSpec, shape: tuple[int, int, int]) -> Defence:
+    """The defence that was certified, for images (C, H, W)."""
+    kept = {key: getattr(spec, key) for key in ("per_axis", "size", "theta", "fill")}
+    asked: dict[str, Any] = {key: value for key, value in kept.items() if value is not None}
+    if spec.ablation in ("columns", "rows"):
+        asked["axis"] = spec.ablation
+    request = PatchRequest(classifier=spec.classifier, patches=spec.patches, method=spec.method, **asked)
+    check_patches(request)
+    return make_defence(request, shape)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     """A request with everything loaded."""
@@ -164,7 +207,7 @@ def _load(request: PatchRequest, device: torch.device) -> _Job:
 
 def _work(job: _Job, folder: Path, progress: Progress) -> list[PatchResult]:
     """Results of all images, in their order: read where they are there, else made and appended."""
-    path, ids = folder / "patches.jsonl", expand_ids(job.spec.ids)
+    path, ids = folder / _JOURNAL, expand_ids(job.spec.ids)
     done = {one.id: one for one in whole_lines(path, PatchResult.from_line)}
     todo = [id_ for id_ in ids if id_ not in done]
     if len(todo) < len(ids):
