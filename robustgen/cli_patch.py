@@ -120,7 +120,7 @@ def vanish_command(
     optimizer: Annotated[str, typer.Option(help="adam or sign.")] = "adam",
     lr: Annotated[float, typer.Option(help="First step length, in pixels of [0, 1].")] = 0.05,
     schedule: Annotated[str, typer.Option(help="cosine (down to 0) or constant.")] = "cosine",
-    steps: Annotated[int, typer.Option(help="How many.")] = 400,
+    steps: Annotated[int, typer.Option(help="How many.")] = 300,
     batch_size: Annotated[int, typer.Option(help="Scenes a step; changes the result.")] = 16,
     scenes: Annotated[
         str,

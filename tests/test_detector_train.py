@@ -75,12 +75,12 @@ def test_kill_and_resume(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_learns() -> None:
     """Blocks on an empty background: the loss falls."""
-    recipe = quick_recipe(steps=60, batch_size=4, lr=0.03, ema_decay=0.8)
+    recipe = quick_recipe(steps=30, batch_size=4, lr=0.03)
     recipe = replace(recipe, scenes=replace(recipe.scenes, clutter=0.0))
     scenes = training_scenes(recipe, load_data("npz:blocks.npz"))
     trainer = DetectorTrainer(recipe, *scenes, torch.device("cpu"), "float32")
-    losses = [trainer.step() for _ in range(60)]
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    losses = [trainer.step() for _ in range(30)]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 def test_the_card_speaks_of_the_files() -> None:

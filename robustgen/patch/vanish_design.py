@@ -62,7 +62,7 @@ class VanishRequest:
     optimizer: str = "adam"
     lr: float = 0.05
     schedule: str = "cosine"
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 16
     scenes: str = DEFAULT_SCENES
     count: int | None = None
