@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from robustgen.data import load_data
 from robustgen.detectors import train as train_module
 from robustgen.detectors.detector import load_detector
 from robustgen.detectors.recipe import DetectorRecipe, list_detector_recipes, load_detector_recipe
+from robustgen.detectors.scenes import ComposedScenes, Scene
 from robustgen.detectors.train import DetectorResult, train_detector
 from robustgen.detectors.trainer import DetectorTrainer, training_scenes
 from robustgen.errors import RecordError, RobustgenError, SpecError
@@ -73,13 +75,28 @@ def test_kill_and_resume(monkeypatch: pytest.MonkeyPatch) -> None:
         train_detector(quick_recipe(lr=0.02), out=Path("killed"), device="cpu")
 
 
-def test_it_learns() -> None:
-    """Blocks on an empty background: the loss falls."""
+class Noted:
+    """Scenes that keep which of them were asked for."""
+
+    def __init__(self, scenes: ComposedScenes) -> None:
+        self.scenes, self.asked = scenes, list[int]()
+
+    def take(self, numbers: Sequence[int]) -> list[Scene]:
+        """As the scenes themselves."""
+        self.asked += numbers
+        return self.scenes.take(numbers)
+
+
+def test_it_learns_from_scenes_that_are_new_in_each_step() -> None:
+    """Blocks on an empty background: no scene is seen twice, and the loss falls."""
     recipe = quick_recipe(steps=30, batch_size=4, lr=0.03)
     recipe = replace(recipe, scenes=replace(recipe.scenes, clutter=0.0))
-    scenes = training_scenes(recipe, load_data("npz:blocks.npz"))
-    trainer = DetectorTrainer(recipe, *scenes, torch.device("cpu"), "float32")
+    scenes, validation = training_scenes(recipe, load_data("npz:blocks.npz"))
+    noted = Noted(scenes)
+    trainer = DetectorTrainer(recipe, scenes, validation, torch.device("cpu"), "float32")
+    trainer.scenes = noted  # type: ignore[assignment]
     losses = [trainer.step() for _ in range(30)]
+    assert list(range(120)) == noted.asked
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 

@@ -19,6 +19,7 @@ from robustgen.detectors.average_precision import average_precision, match
 from robustgen.detectors.source import load_scenes
 from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.patch import ascent as ascent_module
+from robustgen.patch import vanish_measure as measure_module
 from robustgen.patch.files import read_patch
 from robustgen.patch.onto import paste_on_objects
 from robustgen.patch.transforms import Transforms
@@ -66,6 +67,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _there(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(task)
+    monkeypatch.setattr(measure_module, "_RESAMPLED", 20)
 
 
 def train(out: str = "out", **options: object) -> VanishingPatch:
@@ -79,16 +81,17 @@ def measure(folder: str = "out", **options: Any) -> dict[str, Any]:
 
 
 def pasted(images: list[Tensor], boxes: list[Tensor], patch: Tensor | None, **options: Any) -> list[Tensor]:
-    """The patch, or noise, of 4 x 4 on the boxes."""
+    """The patch, or noise of 4 x 4, on the boxes."""
     given = {"share": 0.5, "transforms": PLAIN, "rng": ExampleRng.of(0, range(len(images))), **options}
-    return paste_on_objects(images, boxes, patch, torch.ones(1, 4, 4), **given)
+    mask = torch.ones(1, 4, 4) if patch is None else torch.ones_like(patch[:1])
+    return paste_on_objects(images, boxes, patch, mask, **given)
 
 
 def test_it_lies_in_the_middle_and_covers_its_share() -> None:
     """Half the edge of boxes of 16 x 16 is 8 x 8 in their middle; all else is untouched; images of any sizes."""
     images = [torch.zeros(1, 40, 40), torch.zeros(1, 24, 60), torch.zeros(1, 40, 40)]
     boxes = [torch.tensor([[2.0, 4, 18, 20], [20, 20, 36, 36]]), torch.tensor([[40.0, 4, 56, 20]]), torch.zeros(0, 4)]
-    first, second, third = pasted(images, boxes, torch.ones(1, 4, 4))
+    first, second, third = pasted(images, boxes, torch.ones(1, 8, 8))
     expected = torch.zeros(1, 40, 40)
     expected[:, 8:16, 6:14] = expected[:, 24:32, 24:32] = 1
     assert torch.allclose(expected, first, atol=1e-6)
@@ -226,8 +229,9 @@ def test_figures_and_their_difference() -> None:
         figures(found, truths, 2, 0)
 
 
-def test_intervals_are_over_scenes() -> None:
+def test_intervals_are_over_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the scenes right: recall 1/2 with an interval around it; the same seed gives the same."""
+    monkeypatch.setattr(measure_module, "_RESAMPLED", 200)
     boxes = torch.tensor([[0.0, 0, 10, 10]])
     seen = {"boxes": boxes, "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
@@ -301,7 +305,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save("black.png")
     for arguments, says in (
         ([*evaluate, "--grid"], "for patches against classifiers"),
-        ([*evaluate, "--data", "coco:coco"], "a patch of 1 channels"),
+        ([*evaluate[:3], "--data", "coco:coco"], "a patch of 1 channels"),
         (["patch", "eval", "own", "--n", "0"], "--n must be >= 1"),
         ([*evaluate, "fmnist-detectr"], "did you mean 'fmnist-detector'"),
         (["patch", "apply", "own", "black.png"], "holds a patch against detectors"),
