@@ -24,7 +24,7 @@ from robustgen.benchmarks.render_generator import (
     time_to_quality,
 )
 from robustgen.benchmarks.render_leaderboard import board_page, leaderboard_claims, leaderboard_entries
-from robustgen.benchmarks.render_patches import patches_speed
+from robustgen.benchmarks.render_patches import patches_speed, vanishing, vanishing_reference
 from robustgen.benchmarks.render_purify import purify_gradients, purify_memory, purify_speed
 from robustgen.benchmarks.render_reproduced import reproduced_blocks
 from robustgen.benchmarks.render_scale import paper_plan
@@ -278,8 +278,8 @@ _ALL = (
     certify_replay, certify_speed, conformance, determinism, edm_cifar10, engine_speed, evidence, flag_confusion,
     flags, generator_cas, generator_sampling, generator_sampling_speed, generator_training, leaderboard_claims,
     leaderboard_entries, memory, missed, only_strong, orders, paper_plan, patches_speed, pgd, plans, purify_gradients,
-    purify_memory, purify_speed, ranks, self_agreement, speed_limit, time_to_quality, why_dimension, why_gradients,
-    why_networks, why_surface, why_transfer,
+    purify_memory, purify_speed, ranks, self_agreement, speed_limit, time_to_quality, vanishing, vanishing_reference,
+    why_dimension, why_gradients, why_networks, why_surface, why_transfer,
 )  # fmt: skip
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL}
 BLOCKS |= reproduced_blocks() | tutorial_blocks()

@@ -7,7 +7,9 @@ import statistics
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 from robustgen.tables import interval_cell
 
-__all__ = ["patch_certified", "patch_ladder", "patch_sizes", "patches_speed"]
+__all__ = [
+    "patch_certified", "patch_ladder", "patch_sizes", "patches_speed", "vanishing", "vanishing_reference",
+]  # fmt: skip
 
 
 def patches_speed() -> str:
@@ -84,3 +86,37 @@ def patch_ladder() -> str:
         rows.append((shown, interval_cell(row["clean"]), ", ".join(told), interval_cell(row["robust"])))
     header = ("defence", "clean, %", "right after each rung, %", "robust, %")
     return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"
+
+
+_CONDITIONS = {"none": "no patch", "noise": "uniform noise", "grey": "grey", "trained": "trained"}
+
+
+def vanishing() -> str:
+    """AP and recall of the bundled detector with no patch, noise, grey and a trained one, by share."""
+    result = load_result("vanishing")
+    rows = []
+    for share in dict.fromkeys(row["share"] for row in result["rows"]):
+        first, *others = [row for row in result["rows"] if row["share"] == share]
+        for key, name in _CONDITIONS.items():
+            cells = [interval_cell(first["conditions"][key][measure]) for measure in ("ap50", "ap", "recall", "found")]
+            more = ", ".join(f"{100 * row['conditions'][key]['recall']['value']:.1f}" for row in others)
+            rows.append((f"{100 * share**2:.0f} %", name, *cells, more))
+        difference = interval_cell(first["trained_minus_noise"]["recall"])
+        more = ", ".join(f"{100 * row['trained_minus_noise']['recall']['value']:.1f}" for row in others)
+        rows.append((f"{100 * share**2:.0f} %", "trained minus noise", "", "", difference, "", more))
+    header = ("of the box", "patch", "AP50, %", "AP, %", "recall, %", "found as any class, %", "recall, other seeds")
+    one = result["rows"][0]
+    what = (
+        f"{result['what']}; {one['steps']} steps on {one['trained_on']} scenes, measured on {one['n']} with "
+        f"{one['objects']} objects; {one['transforms']}."
+    )
+    return f"{markdown_table(header, rows)}\n\n{what} {source(result)}"
+
+
+def vanishing_reference() -> str:
+    """How far our AP is from that of pycocotools."""
+    held = load_result("vanishing")["reference"]
+    return (
+        f"On {held['n']} scenes without a patch, AP at the ten thresholds differs from that of `pycocotools` by at "
+        f"most {held['largest']:.1e}."
+    )

@@ -94,12 +94,14 @@ def _recipes() -> dict[str, str]:
 
 def _recipe_loaders() -> dict[str, Callable[[str], Any]]:
     """Names without reading the recipes, each of which builds its network."""
+    from robustgen.detectors.recipe import list_detector_recipes, load_detector_recipe
     from robustgen.generator.recipe import list_generator_recipes, load_generator_recipe
     from robustgen.training.train import list_recipes, load_recipe
 
     return {
         **dict.fromkeys(list_recipes(), load_recipe),
         **dict.fromkeys(list_generator_recipes(), load_generator_recipe),
+        **dict.fromkeys(list_detector_recipes(), load_detector_recipe),
     }
 
 
@@ -121,6 +123,18 @@ def _corruptions() -> dict[str, str]:
     return {name: f"{kind.family}: {kind.description}" for name, kind in CORRUPTIONS.items()}
 
 
+def _detectors() -> dict[str, str]:
+    from robustgen.cards import Card
+    from robustgen.detectors.detector import bundled_detectors
+
+    return {
+        **{name: Card.load(path).title for name, path in bundled_detectors().items()},
+        "torchvision-detection:NAME": "any of torchvision's detectors; with --weights FILE your own training of it",
+        "python:FILE.py:FUNCTION": "your own: a function without arguments that returns a module of that interface",
+        "CARD.json": "your own: a card beside its weights",
+    }
+
+
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "attacks": _attacks,
     "plans": _plans,
@@ -135,6 +149,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "tables": _tables,
     "flags": _flags,
     "corruptions": _corruptions,
+    "detectors": _detectors,
 }
 CARD_KINDS = ("standard", "robust", "decoy")
 
@@ -226,11 +241,12 @@ def _suite_details(name: str) -> str:
 
 
 def _recipe_details(name: str) -> str:
+    from robustgen.detectors.recipe import list_detector_recipes
     from robustgen.generator.recipe import list_generator_recipes
     from robustgen.training.train import list_recipes
 
-    path = (list_recipes() | list_generator_recipes())[name]
-    command = "generator train" if path.parent.name == "generator" else "train"
+    path = (list_recipes() | list_generator_recipes() | list_detector_recipes())[name]
+    command = {"generator": "generator train", "detector": "detector train"}.get(path.parent.name, "train")
     return f"recipe {name}\n\n# robustgen {command} {name}\n{path.read_text(encoding='utf-8')}"
 
 
@@ -287,6 +303,14 @@ def _corruption_details(name: str) -> str:
     return "\n".join([f"corruption {name}", "", inspect.getdoc(kind.apply) or "", "", f"Constants ({whose}):", *rows])
 
 
+def _detector_details(name: str) -> str:
+    from robustgen.cards import Card
+    from robustgen.detectors.detector import bundled_detectors
+
+    path = bundled_detectors().get(name)
+    return _table(f"detector {name}", asdict(Card.load(path)) if path else {"description": _detectors()[name]})
+
+
 _OF_THE_RECIPE = ("threat", "label_smoothing")  # which every method has and a recipe names for itself
 _DETAILS: dict[str, Callable[[str], str]] = {
     "attacks": _attack_details,
@@ -302,4 +326,5 @@ _DETAILS: dict[str, Callable[[str], str]] = {
     "tables": _table_details,
     "flags": _flag_details,
     "corruptions": _corruption_details,
+    "detectors": _detector_details,
 }

@@ -222,7 +222,7 @@ def list_command(
         str,
         typer.Argument(
             help="attacks, plans, classifiers, data, purifiers, generators, samplers, methods, suites, recipes, "
-            "tables, corruptions or flags."
+            "tables, corruptions, detectors or flags."
         ),
     ],
     card_kind: Annotated[
@@ -253,7 +253,7 @@ def show_command(
         str,
         typer.Argument(
             help="Name of an attack, plan, classifier, purifier, generator, sampler, data set, suite, recipe, "
-            "corruption or flag."
+            "corruption, detector or flag."
         ),
     ],
 ) -> None:
@@ -271,6 +271,7 @@ def show_command(
 from robustgen import (  # noqa: E402, F401 -- these register their commands
     cli_certify,
     cli_corruptions,
+    cli_detector,
     cli_doctor,
     cli_forge,
     cli_generator,

@@ -8,6 +8,8 @@ import pytest
 
 from robustgen import catalog
 from robustgen.attacks.plans import parse_attack
+from robustgen.detectors.detector import bundled_detectors
+from robustgen.detectors.recipe import list_detector_recipes
 from robustgen.errors import SpecError
 from robustgen.generator.card import bundled_generators
 from robustgen.generator.recipe import list_generator_recipes
@@ -33,7 +35,9 @@ def test_everything_registered_is_listed() -> None:
     assert set(ATTACKS) == set(dict(catalog.listing("attacks")))
     assert {*PLANS, "FILE.toml"} == set(dict(catalog.listing("plans")))
     assert set(suite_files()) == set(dict(catalog.listing("suites")))
-    assert set(list_recipes()) | set(list_generator_recipes()) == set(dict(catalog.listing("recipes")))
+    recipes = set(list_recipes()) | set(list_generator_recipes()) | set(list_detector_recipes())
+    assert recipes == set(dict(catalog.listing("recipes")))
+    assert set(bundled_detectors()) < set(dict(catalog.listing("detectors")))
     assert set(SAMPLERS) == set(dict(catalog.listing("samplers")))
     assert set(bundled_generators()) < set(dict(catalog.listing("generators")))
 

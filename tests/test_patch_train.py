@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robustgen.data import load_data
 from robustgen.errors import ArtifactError, RecordError, RobustgenError, SpecError
+from robustgen.patch import ascent as ascent_module
 from robustgen.patch import design as design_module
-from robustgen.patch import train as train_module
 from robustgen.patch.design import PatchRequest, PatchSpec, design_patch, image_marks
 from robustgen.patch.files import TrainedPatch, load_patch
 from robustgen.patch.train import PatchTrainer, train_patch
@@ -98,7 +98,7 @@ def test_kill_and_resume(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> Non
     options = {"location": "optimised", "tv": 0.1, "nps": 0.1, "shape": "circle", "optimizer": optimizer}
     whole = train("whole", **options)
     for after, seconds in ((2, 0.0), (7, 0.0), (9, 120.0)):
-        monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", seconds)
+        monkeypatch.setattr(ascent_module, "CHECKPOINT_SECONDS", seconds)
         child = os.fork()
         if child == 0:
             request = PatchRequest(**{**QUICK, **options})  # type: ignore[arg-type]

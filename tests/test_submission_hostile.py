@@ -316,6 +316,9 @@ CONTENTS: dict[str, tuple[Callable[[Members], Members], str]] = {
     "plan from a path": (lambda m: respecified(m, plan="x/evil.toml"), "spec.plan must be a plan that comes with"),
     "code as classifier": (lambda m: respecified(m, classifier="python:evil.py:f"), "which nobody else has"),
     "address as classifier": (lambda m: respecified(m, classifier="http://10.0.0.1/"), "which nobody else has"),
+    "code as surrogate": (
+        lambda m: respecified(m, plan="transfer", surrogates=[f"python:evil.py:f {64 * '0'}"]), "spec.surrogates names"
+    ),
     "card from a path": (lambda m: respecified(m, classifier="/etc/x.json"), "which nobody else has"),
     "purifier from a path": (
         lambda m: respecified(m, classifier="diffpure:generator=/etc/x.json@fmnist-at"), "a purifier that names a file"

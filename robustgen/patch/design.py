@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustgen.attacks.losses import LOSSES
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
-from robustgen.data import Dataset, load_data
+from robustgen.data import Dataset, load_data, pixel_marks
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError, unknown_name
 from robustgen.fields import NOT_NEGATIVE, POSITIVE, SEED, WHOLE, Rule, check_value, one_of, or_none
@@ -29,7 +29,15 @@ from robustgen.prepare import default_data
 from robustgen.spec import Spec, compact_ids
 from robustgen.training.data import split_validation
 
-__all__ = ["PatchDesign", "PatchRequest", "PatchSpec", "design_patch", "image_marks", "usable_classifier"]
+__all__ = [
+    "PatchDesign",
+    "PatchRequest",
+    "PatchSpec",
+    "design_patch",
+    "image_marks",
+    "tensor_digest",
+    "usable_classifier",
+]
 
 _SPLIT = ("fashion-mnist", "cifar10")  # data with training images of their own
 _IMAGES = 2000  # of those, unless somebody asks for another number
@@ -211,9 +219,10 @@ def design_patch(request: PatchRequest, *, device: str, form: str | None = None)
     spec = PatchSpec(
         classifier=classifier.card.name, weights_sha256=classifier.weights_sha256, data=dataset.name,
         data_sha256=dataset.digest(kept), ids=compact_ids(kept), size=f"{size[0]}x{size[1]}", shape=request.shape,
-        mask_sha256=_digest(mask), target=target, location=request.location, transforms=str(transforms),
-        tv=float(request.tv), nps=float(request.nps), colours_sha256=_digest(colours), optimizer=request.optimizer,
-        lr=float(request.lr), schedule=request.schedule, loss=request.loss, steps=request.steps,
+        mask_sha256=tensor_digest(mask), target=target, location=request.location, transforms=str(transforms),
+        tv=float(request.tv), nps=float(request.nps), colours_sha256=tensor_digest(colours),
+        optimizer=request.optimizer, lr=float(request.lr), schedule=request.schedule, loss=request.loss,
+        steps=request.steps,
         batch_size=min(request.batch_size, len(kept)), precision=str(search.form), seed=request.seed,
     )  # fmt: skip
     return PatchDesign(
@@ -239,9 +248,8 @@ def usable_classifier(classifier: Classifier, dataset: Dataset, ids: Sequence[in
 
 
 def image_marks(dataset: Dataset, ids: Sequence[int]) -> Tensor:
-    """(N,) int64: 64 bits of a hash of each image's pixels, by which an image is known wherever it lies."""
-    marks = [hashlib.blake2b(dataset.read(id_).tobytes(), digest_size=8).digest() for id_ in ids]
-    return torch.tensor([int.from_bytes(mark, "big", signed=True) for mark in marks], dtype=torch.int64)
+    """(N,) int64: the marks of some images, by which each is known wherever it lies."""
+    return pixel_marks(dataset.read(id_) for id_ in ids)
 
 
 def _training_images(request: PatchRequest) -> tuple[Dataset, list[int]]:
@@ -283,5 +291,6 @@ def _place(location: str, size: tuple[int, int], shape: tuple[int, int, int]) ->
     return row, column
 
 
-def _digest(values: Tensor) -> str:
+def tensor_digest(values: Tensor) -> str:
+    """SHA-256 over the float32 values, row by row."""
     return hashlib.sha256(values.float().contiguous().numpy().tobytes()).hexdigest()

@@ -40,6 +40,7 @@ __all__ = [
     "hold_out",
     "measure_patch",
     "store_result",
+    "write_result",
 ]
 
 _TRAINING = re.compile(r"-train$")  # how data names its training split
@@ -200,13 +201,20 @@ def describe(held: HeldOut) -> dict[str, Any]:
 
 
 def store_result(held: HeldOut, kind: str, result: dict[str, Any]) -> Path:
-    """KIND-CLASSIFIER-HASH.json in the folder of the patch; the hash is of what was asked, so asking again rewrites."""
-    asked = {key: value for key, value in result.items() if key not in ("success", "random_success", "cells")}
+    """KIND-CLASSIFIER-HASH.json in the folder of the patch."""
+    return write_result(
+        held.trained.folder, kind, held.classifier.card.name, result, ("success", "random_success", "cells")
+    )
+
+
+def write_result(folder: Path, kind: str, who: str, result: dict[str, Any], measured: Sequence[str]) -> Path:
+    """KIND-WHO-HASH.json; the hash is of what was asked, all but the `measured` keys, so asking again rewrites."""
+    asked = {key: value for key, value in result.items() if key not in measured}
     digest = hashlib.sha256(repr(sorted(asked.items())).encode()).hexdigest()
-    stem = re.sub(r"[^\w.-]+", "-", held.classifier.card.name.rpartition("/")[2])
-    path = held.trained.folder / f"{kind}-{stem}-{digest[:8]}.json"
+    stem = re.sub(r"[^\w.-]+", "-", who.rpartition("/")[2])
+    path = folder / f"{kind}-{stem}-{digest[:8]}.json"
     result["file"] = path.name
-    with disk_errors(held.trained.folder):
+    with disk_errors(folder):
         write_json(path, result)
     return path
 

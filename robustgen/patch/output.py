@@ -14,7 +14,7 @@ from robustgen.durable import disk_errors, replace
 from robustgen.errors import SpecError
 from robustgen.fields import POSITIVE, SEED, check_value, number
 from robustgen.files import read_image
-from robustgen.patch.files import TrainedPatch
+from robustgen.patch.files import AnyPatch, TrainedPatch
 from robustgen.patch.measure import Measured
 from robustgen.patch.paste import lit, paste
 from robustgen.patch.train import centres_for
@@ -68,7 +68,7 @@ def apply_patch(
     return top, left, height, width
 
 
-def export_patch(trained: TrainedPatch, out: Path, *, dpi: int, width_mm: float) -> list[Path]:
+def export_patch(trained: AnyPatch, out: Path, *, dpi: int, width_mm: float) -> list[Path]:
     """Write patch-WIDTHmm.png and .pdf, a sheet with crop marks at its corners.
 
     Raises:
@@ -87,7 +87,7 @@ def export_patch(trained: TrainedPatch, out: Path, *, dpi: int, width_mm: float)
     return paths
 
 
-def sheet(trained: TrainedPatch, *, dpi: int, width_mm: float) -> Image.Image:
+def sheet(trained: AnyPatch, *, dpi: int, width_mm: float) -> Image.Image:
     """The patch, `width_mm` wide, on white, with two crop marks at each corner that do not touch it.
 
     Raises:

@@ -23,7 +23,7 @@ from robustgen.training.method import Attacked, Remade
 from robustgen.training.model import TrainingModel, check_network, make_network
 from robustgen.training.recipe import Recipe, TrainingSettings
 
-__all__ = ["Accuracy", "Trainer", "learning_rate", "resolve_precision"]
+__all__ = ["Accuracy", "Trainer", "learning_rate", "resolve_precision", "scheduled_rate"]
 
 GUARD_STEPS = 50  # between two looks at one-step against multi-step accuracy; and one at the end of each epoch
 GUARD_IMAGES = 256
@@ -71,19 +71,26 @@ def resolve_precision(request: str, device: torch.device) -> str:
 
 def learning_rate(settings: TrainingSettings, step: int, total: int) -> float:
     """The learning rate of one step: up over the warm-up, then by the schedule."""
-    warm = round(settings.warmup * total)
+    return scheduled_rate(settings.lr, settings.schedule, settings.warmup, step, total, settings.milestones)
+
+
+def scheduled_rate(
+    highest: float, schedule: str, warmup: float, step: int, total: int, milestones: tuple[float, ...] = ()
+) -> float:
+    """The learning rate of one step of `total`, by the fields of `TrainingSettings` that say how it goes."""
+    warm = round(warmup * total)
     if step < warm:
         rising = (step + 1) / warm
-        if settings.schedule == "one-cycle":
+        if schedule == "one-cycle":
             rising = _ONE_CYCLE_START + (1 - _ONE_CYCLE_START) * 0.5 * (1 - math.cos(math.pi * rising))
-        return settings.lr * rising
+        return highest * rising
     share = (step - warm) / max(1, total - warm)
     falling = 0.5 * (1 + math.cos(math.pi * share))
-    passed = sum(step >= milestone * total for milestone in settings.milestones)
+    passed = sum(step >= milestone * total for milestone in milestones)
     factor = {
         "linear": 1 - share, "cosine": falling, "one-cycle": falling, "piecewise": 0.1**passed, "constant": 1.0
     }  # fmt: skip
-    return settings.lr * factor[settings.schedule]
+    return highest * factor[schedule]
 
 
 class Trainer:
