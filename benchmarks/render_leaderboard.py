@@ -40,8 +40,9 @@ def leaderboard_entries() -> str:
         claimed = "" if claim is None else f"{100 * claim.value:.1f} (n = {claim.n})"
         robust = f"{100 * shown.robust.value:.2f} [{100 * shown.robust.low:.2f}, {100 * shown.robust.high:.2f}]"
         clean = f"{100 * shown.clean.value:.2f}"
-        rows.append((shown.shown, card.threat, str(card.n), clean, robust, claimed, card.date))
-    return markdown_table(("classifier", "threat", "images", "clean", "robust", "claimed", "card of"), rows)
+        rows.append((shown.shown, shown.venue, card.threat, str(card.n), clean, robust, claimed, card.date))
+    header = ("classifier", "by", "threat", "images", "clean", "robust", "claimed", "card of")
+    return markdown_table(header, rows)
 
 
 def board_page() -> str:

@@ -200,7 +200,7 @@ def request_here(asked: dict[str, Any], means: Means) -> dict[str, Any]:
     return {**asked, **given, **weights, "data_dir": means.data_dir}
 
 
-def _of_classifier(classifier: Card) -> dict[str, str]:
+def _of_classifier(classifier: Card) -> dict[str, Any]:
     return {
         "title": classifier.title, "architecture": classifier.architecture,
         "licence": classifier.licence or "not stated", "source": classifier.source or "not stated",

@@ -13,7 +13,7 @@ from typing import Any
 from robustgen.eps import parse_eps, same_threat
 from robustgen.errors import SpecError, unknown_name
 from robustgen.leaderboard.certified import CERTIFIED, CertifiedCard
-from robustgen.leaderboard.entries import Entry, EntryCard
+from robustgen.leaderboard.entries import Entry, EntryCard, request_of
 from robustgen.leaderboard.published import PublishedEntry, load_published
 from robustgen.spec import expand_ids
 from robustgen.statistics import Estimate, mcnemar, share_interval
@@ -233,6 +233,8 @@ def _own_row(entry: Entry, threat: str) -> Row:
         "images": (card.spec.data_sha256, card.spec.ids),
     }  # fmt: skip
     how = "" if accepted is None else ", submitted"
+    if isinstance(card, EntryCard) and (crossing := request_of(card.spec).get("gradient")):
+        how = f", gradient {crossing}{how}"
     if isinstance(card, CertifiedCard):
         return _certified_row(card, parse_eps(threat.partition(":")[2]), how, shared)
     standing = frozenset(expand_ids(card.robust))

@@ -140,7 +140,7 @@ def curves_of(
     def y_at(share: float) -> float:
         return round(bottom - share * (bottom - top), 1)
 
-    lines = []
+    lines: list[Curve] = []
     for name, points in held:
         path = f"M{x_at(0.0)} {y_at(points[0][1])}"
         for (radius, _), (_, share) in zip(points[1:], [*points[2:], (0.0, 0.0)], strict=False):
