@@ -6,6 +6,7 @@ Run by `pytest -m browser`; skipped where playwright or Chromium is missing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,23 @@ def test_every_page_opens_quietly(tab: Any, site: Path) -> None:
             tab.emulate_media(color_scheme=scheme)
             tab.goto(path.as_uri())
             assert tab.evaluate("document.documentElement.scrollWidth") == width, path.name
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
+def test_accessible(browser: Any, site: Path, width: int, scheme: str) -> None:
+    """axe-core finds no violation, on a page of each kind; it is put in, so that here the policy does not hold."""
+    script = files(pytest.importorskip("axe_playwright_python")) / "axe.min.js"
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    kinds = {path.name.partition("-")[0]: path for path in sorted(site.glob("*.html"), reverse=True)}
+    assert len(kinds) >= 4
+    for path in kinds.values():
+        page.goto(path.as_uri())
+        page.evaluate(script.read_text(encoding="utf-8"))
+        found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+        assert [] == [(one["id"], one["impact"], one["nodes"][0]["html"]) for one in found], path.name
+    context.close()
 
 
 def test_sort(tab: Any, site: Path) -> None:
