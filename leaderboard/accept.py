@@ -20,7 +20,7 @@ from robustgen.cards import Card
 from robustgen.certify.check import Redraw
 from robustgen.errors import RobustgenError
 from robustgen.evaluation import run_job
-from robustgen.fields import FILE_NAME, SEED, check_value
+from robustgen.fields import FILE_NAME, SEED, WHOLE, check_value
 from robustgen.leaderboard.add import Means, entry_of_run, file_entry, request_here
 from robustgen.leaderboard.certified import CertifiedCard
 from robustgen.leaderboard.entries import Entry, EntryCard, load_entries, request_of
@@ -86,6 +86,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         check_value("--check", self.check, SEED)
+        check_value("--draws", self.draws, WHOLE)
         if self.seed is not None:
             check_value("--seed", self.seed, SEED)
         if self.name is not None:

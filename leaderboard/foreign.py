@@ -159,6 +159,8 @@ def check_names(card: EntryCard | CertifiedCard) -> None:
     purifier, _, inner = name.rpartition("@")
     if not re.fullmatch(r"[A-Za-z0-9_.:=,+-]*", purifier) or re.search(r"\.json|diffusers:", purifier):
         raise SpecError(f"spec.classifier has a purifier that names a file: '{purifier}'.")
+    if re.search(r"(?<![.0-9])[0-9]{5}|e\+", purifier):
+        raise SpecError(f"spec.classifier has a purifier that would not come to an end: '{purifier}'.")
     check_value("spec.seed", spec.seed, _SEED)
     for text in getattr(spec, "surrogates", ()):
         surrogate = text.partition(" ")[0]

@@ -288,6 +288,18 @@ def test_code_of_strangers_is_not_run(
 
 
 @pytest.mark.parametrize(("words", "message"), [
+    (["--check", "-1"], "--check must be"), (["--draws", "0"], "--draws must be"), (["--seed", "-1"], "--seed must be"),
+    (["--name", "../x"], "--name must be"),
+])  # fmt: skip
+def test_bad_words_for_accept(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    """One sentence, exit code 2, before the archive is opened."""
+    assert 2 == _run(["leaderboard", "accept", "nothing.zip", "--entries", str(tmp_path / "board"), *words])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "message"), [
     (["--licence", " "], "--licence must say in words"),
     (["--licence", "MIT", "--classifier", "mine"], "--classifier must be a card file"),
     (["--licence", "MIT", "--weights", "w.pt"], "only safetensors are accepted"),

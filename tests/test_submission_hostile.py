@@ -323,6 +323,7 @@ CONTENTS: dict[str, tuple[Callable[[Members], Members], str]] = {
     "purifier from a path": (
         lambda m: respecified(m, classifier="diffpure:generator=/etc/x.json@fmnist-at"), "a purifier that names a file"
     ),
+    "purifier without end": (lambda m: respecified(m, classifier="repeat:rounds=99999,of=jpeg@fmnist-at"), "to an end"),
     "eps as code": (lambda m: respecified(m, threat="linf:__import__"), "eps must be a number"),
     "origin in another place": (
         card(lambda c: c.update(origin={"classifier": "../../x.json", "weights": ""})), "origin.classifier must be"
