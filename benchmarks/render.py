@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from robustgen.benchmarks.render_black_box import serve_load
 from robustgen.benchmarks.render_certify import certify_inside, certify_patches, certify_replay, certify_speed
 from robustgen.benchmarks.render_generator import (
     edm_cifar10,
@@ -23,7 +24,7 @@ from robustgen.benchmarks.render_generator import (
     time_to_quality,
 )
 from robustgen.benchmarks.render_leaderboard import board_page, leaderboard_claims, leaderboard_entries
-from robustgen.benchmarks.render_patches import patches_speed
+from robustgen.benchmarks.render_patches import patch_certified, patch_ladder, patches_speed
 from robustgen.benchmarks.render_purify import purify_gradients, purify_memory, purify_speed
 from robustgen.benchmarks.render_reproduced import reproduced_blocks
 from robustgen.benchmarks.render_why import why_dimension, why_gradients, why_networks, why_surface, why_transfer
@@ -41,6 +42,7 @@ DOCUMENTS = (
     ROOT / "docs" / "leaderboard.md", ROOT / "docs" / "plans.md", ROOT / "docs" / "purification.md",
     ROOT / "docs" / "patches.md", ROOT / "docs" / "plans.md", ROOT / "docs" / "purification.md",
     ROOT / "docs" / "records.md", ROOT / "docs" / "scale.md", ROOT / "docs" / "training.md", ROOT / "docs" / "why.md",
+    ROOT / "docs" / "service.md",
 )  # fmt: skip
 
 
@@ -275,12 +277,12 @@ def flags() -> str:
 
 
 _ALL = (
-    accuracy, board_page, certify_inside, certify_patches, certify_replay, certify_speed, conformance, determinism,
-    edm_cifar10, engine_speed, evidence, flag_confusion, flags, generator_cas, generator_sampling,
+    accuracy, board_page, certify_inside, certify_patches, certify_replay, certify_speed, conformance,
+    determinism, edm_cifar10, engine_speed, evidence, flag_confusion, flags, generator_cas, generator_sampling,
     generator_sampling_speed, generator_training, leaderboard_claims, leaderboard_entries, memory, missed,
-    only_strong, orders, patches_speed, pgd, plans, purify_gradients, purify_memory, purify_speed, ranks,
-    self_agreement, speed_limit, time_to_quality, why_dimension, why_gradients, why_networks, why_surface,
-    why_transfer,
+    only_strong, orders, patch_certified, patch_ladder, patches_speed, pgd, plans, purify_gradients,
+    purify_memory, purify_speed, ranks, self_agreement, serve_load, speed_limit, time_to_quality, why_dimension,
+    why_gradients, why_networks, why_surface, why_transfer,
 )  # fmt: skip
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL} | reproduced_blocks()
 
