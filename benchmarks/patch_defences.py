@@ -22,10 +22,10 @@ from robustgen.progress import Silent
 CERTIFIED: dict[str, dict[str, Any]] = {
     "fmnist-standard": {"patches": (6,), "n": 25},
     "fmnist-cutout": {"patches": (6,), "n": 30},
-    "fmnist-ablation": {"patches": (6,), "method": "band", "n": 40},
+    "fmnist-ablation": {"patches": (6,), "method": "band", "n": 25},
 }
 PLACES, STEPS = 2, 15  # of the attack on certified defences
-CLASSIFIER, THREAT, N = "fmnist-standard", "patch:6x6", 30
+CLASSIFIER, THREAT, N = "fmnist-standard", "patch:6x6", 20
 SMOOTHED = ("lgs:window=5,overlap=2,threshold=0.1",)
 
 

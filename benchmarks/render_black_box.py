@@ -107,7 +107,7 @@ def serve_load() -> str:
         ("requests a second", f"{result['requests_a_second']:.0f}"),
         ("wait, median", f"{1000 * result['median_wait']:.0f} ms"),
         ("wait, 99 %", f"{1000 * result['wait_99']:.0f} ms"),
-        ("memory after a quarter of the time", f"{megabytes[len(megabytes) // 4]:.1f} MiB"),
-        ("memory at the end", f"{megabytes[-1]:.1f} MiB"),
+        *((f"memory after {share:.0%} of the time", f"{megabytes[int(share * (len(megabytes) - 1))]:.1f} MiB")
+          for share in (0.25, 0.5, 0.75, 1.0)),
     ]  # fmt: skip
     return f"{markdown_table(('what', 'measured'), rows)}\n\n{result['classifier']}. {source(result)}"

@@ -79,7 +79,7 @@ def patch_ladder() -> str:
     for row in result["ladders"]:
         left, n = round(row["clean"]["value"] * row["n"]), row["n"]
         told = []
-        for rung in row["rungs"][1:]:
+        for rung in row["rungs"]:
             left -= rung["broken"]
             told.append(f"{rung['name']} {100 * left / n:.0f}")
         shown = row["purifier"] or "none"

@@ -303,10 +303,7 @@ CONTENTS: dict[str, tuple[Callable[[Members], Members], str]] = {
     "other specification": (
         lambda m: edited(m, "run/spec.json", lambda s: s.update(seed=7)), "spec.json is not the specification"
     ),
-    "accepted already": (
-        card(lambda c: c.update(accepted=ACCEPTED)),
-        "accepted is for the board to fill in",
-    ),
+    "accepted already": (card(lambda c: c.update(accepted=ACCEPTED)), "accepted is for the board to fill in"),
     "name too long": (card(lambda c: c.update(name="a" * 300)), "name must be at most 100 letters"),
     "name in other letters": (card(lambda c: c.update(name="\u0430")), "name must be at most 100 letters"),
     "a book as title": (card(lambda c: c.update(title="x" * 100_000)), "a text of 100,000 characters"),
