@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from robustgen.leaderboard.add import Means, verified_entry
 from robustgen.leaderboard.archive import CLASSIFIER, WEIGHTS, pack
 from robustgen.leaderboard.certified import CertifiedCard, certification_command
 from robustgen.leaderboard.entries import Claimed, EntryCard, command_of
+from robustgen.leaderboard.foreign import read_submission
 from robustgen.leaderboard.parts import Origin
 from robustgen.usercode import PYTHON
 
@@ -65,8 +67,18 @@ def submit_run(
     card = rename(replace(entry.card, date=day), entry.card.name)
     members = {"card.json": json_bytes(card.to_json()), "licence.txt": f"{text}\n".encode(), **carried, **_files(run)}
     path = out or Path(f"{card.name}.zip")
+    _read_back(path.name, members)
     digest = pack(path, members)
     return Submitted(path=path, sha256=digest, members={k: len(v) for k, v in sorted(members.items())}, card=card)
+
+
+def _read_back(name: str, members: dict[str, bytes]) -> None:
+    """Refuse here what the keeper of a board would have to refuse there, before the archive is written."""
+    with tempfile.TemporaryDirectory(prefix="robustgen-") as place:
+        inside = Path(place) / "inside"
+        inside.mkdir()
+        pack(Path(place) / name, members)
+        read_submission(Path(place) / name, inside)
 
 
 def rename(card: EntryCard | CertifiedCard, name: str) -> Any:

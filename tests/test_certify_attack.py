@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.cards import Card, bundled_cards
-from robustgen.certify.bounds import certified_norm
 from robustgen.certify.certify import predict, predict_votes
 from robustgen.certify.check import load_base
 from robustgen.certify.inside import SmoothedPGD, distance_within, smoothed_gradient
@@ -21,6 +20,7 @@ from robustgen.certify.inside_run import InsideRequest, attack_certification, at
 from robustgen.certify.noise import GridNoise
 from robustgen.certify.record import load_certification
 from robustgen.certify.request import CertificationRequest, certify_request
+from robustgen.certify.spec import certified_norm
 from robustgen.certify.votes import Voter
 from robustgen.cli import _run
 from robustgen.errors import AttackError, RecordError

@@ -30,6 +30,7 @@ from robustgen.prepare import Request, prepare
 from robustgen.record import ExampleRecord, summarise
 from robustgen.spec import compact_ids, expand_ids
 from robustgen.statistics import sampled_tail
+from tests.helpers import write_linear_task
 from tests.submission_helpers import (
     HOSTILE,
     Members,
@@ -285,6 +286,19 @@ def test_code_of_strangers_is_not_run(
     assert 0 == _run(["reproduce", "board", "--scale", "board", "--dry-run"])
     (entry,) = load_entries(tmp_path / "board")
     assert entry.card.command.startswith(f"robustgen eval {code} ")
+
+
+def test_submit_refuses_what_accept_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data that nobody else has: said before an archive is written."""
+    monkeypatch.chdir(tmp_path)
+    write_linear_task(tmp_path, 4)
+    code = "python:net.py:make"
+    robustgen.evaluate(code, "npz:data.npz", "linf:0.5", n=3, precision="float32", out=tmp_path / "run")
+    assert 2 == _run(["submit", "run", "--licence", "MIT", "--classifier", code, "--out", "a.zip"])
+    assert "error: a.zip: spec.data must be one of" in capsys.readouterr().err
+    assert not (tmp_path / "a.zip").exists()
 
 
 @pytest.mark.parametrize(("words", "message"), [

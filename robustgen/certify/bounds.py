@@ -7,28 +7,18 @@ arXiv:2002.08118 (L1, uniform and Laplace noise). All in float64.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from robustgen.errors import SpecError
 
-if TYPE_CHECKING:  # which needs torch
-    from robustgen.threat import Norm
-
 __all__ = [
-    "NOISES", "certified_norm", "check_alpha", "least_samples", "lower_bound", "probability_for", "radius_for",
-    "upper_bound",
+    "NOISES", "check_alpha", "least_samples", "lower_bound", "probability_for", "radius_for", "upper_bound",
 ]  # fmt: skip
 
 NOISES = ("normal", "uniform", "laplace")
 Counts = int | npt.NDArray[np.int64]
-
-
-def certified_norm(noise: str) -> Norm:
-    """The norm of the radii that a noise certifies: L2 for normal noise, L1 for the others."""
-    return "l2" if noise == "normal" else "l1"
 
 
 def lower_bound(k: Counts, n: Counts, alpha: float) -> npt.NDArray[np.float64]:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustgen.certify.bounds import NOISES, certified_norm
+from robustgen.certify.bounds import NOISES
+from robustgen.certify.spec import certified_norm
 from robustgen.errors import AttackError
 from robustgen.fields import POSITIVE, WHOLE, check_value, one_of
 from robustgen.rng import ExampleRng

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from robustgen import durable, tables
-from robustgen.certify.bounds import certified_norm
 from robustgen.certify.certify import ABSTAIN, Certificate, predict_votes, verdict
 from robustgen.certify.check import count_classes, load_base
 from robustgen.certify.folder import claim, save_array, whole_lines
 from robustgen.certify.inside import SmoothedPGD, distance_within
 from robustgen.certify.record import Certification, load_certification
+from robustgen.certify.spec import certified_norm
 from robustgen.certify.votes import Voter
 from robustgen.data import Dataset
 from robustgen.environment import pick_device

@@ -15,7 +15,12 @@ if TYPE_CHECKING:  # these need torch or SciPy
     from robustgen.certify.noise import GridNoise
     from robustgen.threat import Norm
 
-__all__ = ["CertificationSpec"]
+__all__ = ["CertificationSpec", "certified_norm"]
+
+
+def certified_norm(noise: str) -> Norm:
+    """The norm of the radii that a noise certifies: L2 for normal noise, L1 for the others."""
+    return "l2" if noise == "normal" else "l1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +74,6 @@ class CertificationSpec(Spec):
     @property
     def norm(self) -> Norm:
         """Of the radii: normal noise certifies in L2, the others in L1."""
-        from robustgen.certify.bounds import certified_norm
-
         return certified_norm(self.noise)
 
     def design(self, pixels: int) -> Design:
