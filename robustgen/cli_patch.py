@@ -102,7 +102,7 @@ def vanish_command(
             help="Name, card file, torchvision-detection:NAME or python:FILE.py:FUNCTION (`list detectors`)."
         ),
     ] = "fmnist-detector",
-    share: Annotated[float, typer.Option(help="Edge of the patch over that of the box it lies on.")] = 0.5,
+    share: Annotated[float, typer.Option(help="Edge of the patch over that of the box it lies on.")] = 0.35,
     label: Annotated[
         str | None, typer.Option(help="Class whose objects vanish, by number or name (default: all).")
     ] = None,

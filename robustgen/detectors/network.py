@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss, sigmoid_focal_loss
 
 from robustgen.errors import SpecError
 from robustgen.fields import SHARE, WHOLE, Rule, check_fields, each
@@ -123,6 +122,8 @@ class TinyDetector(nn.Module):
         self, logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]], shape: tuple[int, int]
     ) -> dict[str, Tensor]:
         """Focal loss over all points and GIoU over those that answer for an object, each over their number."""
+        from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss  # here: slow to import
+
         owners = [owner(points(shape, logits.device), target["boxes"]) for target in targets]
         wanted = torch.zeros_like(logits)
         true = torch.zeros_like(boxes)
@@ -139,6 +140,8 @@ class TinyDetector(nn.Module):
 
     def _detections(self, logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         """What one image of size (H, W) shows: above the threshold, the highest of those that overlap."""
+        from torchvision.ops import batched_nms, clip_boxes_to_image  # here: slow to import
+
         scores = logits.sigmoid().flatten()
         kept = (scores > self.settings.score_threshold).nonzero()[:, 0]
         kept = kept[scores[kept].argsort(descending=True, stable=True)[:_CANDIDATES]]

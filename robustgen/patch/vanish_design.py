@@ -53,7 +53,7 @@ class VanishRequest:
     detector: str = "fmnist-detector"
     size: str = "12"
     shape: str = "square"
-    share: float = 0.5
+    share: float = 0.35
     label: str | None = None
     transforms: str = "default"
     tv: float = 0.05
