@@ -89,7 +89,7 @@ def docs(session: nox.Session) -> None:
     if session.venv_backend != "none":
         session.install("-q", "-e", ".[docs]")
     _link_modules(ROOT / "build" / "site-modules")
-    session.run(python, "-m", "mkdocs", "build", "--quiet", "--clean", external=True, env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run(python, "-m", "mkdocs", "build", "--clean", external=True, env={"NO_MKDOCS_2_WARNING": "1"})
     session.run(python, "-m", "robustgen.benchmarks.site", "build/site", external=True)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import robustgen
-from robustgen import robustbench_zoo
+from robustgen import compat, robustbench_zoo
 from robustgen.classifiers import load_classifier
 from robustgen.cli import _run
 from robustgen.errors import ArtifactError, SpecError
@@ -104,6 +104,25 @@ def test_run_is_verified_by_name(zoo: Path) -> None:
     torch.save(make_linear((3, 32, 32), 10, seed=2).state_dict(), zoo / "mine.pt")
     other = load_classifier("robustbench:L2/Ada2020Round", weights="mine.pt")
     assert other.card.name == "robustbench:L2/Ada2020Round+mine"
+
+
+def test_scripts_load_models_and_images(zoo: Path) -> None:
+    """`load_model` takes its folder and the older name of the threat; `load_cifar10` gives the first images."""
+    put_weights(zoo / "mine" / "cifar10" / "L2" / "Ada2020Round.pt")
+    pixels = np.arange(4 * 32 * 32 * 3, dtype=np.uint8).reshape(4, 32, 32, 3)
+    (zoo / "data" / "cifar10").mkdir(parents=True)
+    np.savez(zoo / "data" / "cifar10" / "test.npz", image=pixels, label=np.arange(4))
+    x, y = compat.load_cifar10(n_examples=3)
+    assert torch.equal(torch.from_numpy(pixels[:3]).permute(0, 3, 1, 2) / 255, x)
+    assert y.tolist() == [0, 1, 2]
+    model = compat.load_model("Ada2020Round", model_dir=zoo / "mine", norm="L2")
+    assert torch.equal(make_linear((3, 32, 32), 10, seed=1)(x), model(x))
+    with pytest.raises(SpecError, match="n_examples must be from 1 to 4, got 5"):
+        compat.load_cifar10(n_examples=5)
+    with pytest.raises(SpecError, match=r"custom_checkpoint: .* weights=FILE"):
+        compat.load_model("Ada2020Round", custom_checkpoint="x.pt")
+    with pytest.raises(ArtifactError, match=r"no weights in models/cifar10/L2/Ada2020Round\.pt"):
+        compat.load_model("Ada2020Round", threat_model="L2")
 
 
 def test_missing_weights_say_where_they_belong(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def map_generated(path: Path) -> tuple[npt.NDArray[np.uint8], Tensor | None, dic
         the images as an array that is read when asked, labels or None, and the provenance, empty where there is none.
 
     Raises:
-        as `read_generated`.
+        SpecError, ArtifactError: as `read_generated`.
     """
     try:
         with path.open("rb") as stream:
