@@ -180,7 +180,7 @@ def test_kill_and_resume(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Path("whole", name).read_bytes() == Path("killed", name).read_bytes()
     assert whole.card["history"] == resumed.card["history"]
     with pytest.raises(RecordError, match=r"another training: share: 0\.4 / 0\.5"):
-        train("killed", **BUNDLED, tv=0.1, nps=0.1, share=0.4)
+        train("killed", **{**BUNDLED, "share": 0.4}, tv=0.1, nps=0.1)
     assert not set(load_scenes("fmnist-test-1k", "train").marks().tolist()) ^ set(whole.seen.tolist())
 
 
