@@ -32,8 +32,7 @@ from tests.detector_helpers import Bright
 from tests.test_detector_scenes import write_coco
 
 QUICK = {"detector": "python:net.py:make", "scenes": "coco:coco", "size": "3", "steps": 12, "transforms": "none",
-         "share": 0.5,
-         "tv": 0.0, "nps": 0.0}  # fmt: skip
+         "share": 0.5, "tv": 0.0, "nps": 0.0}  # fmt: skip
 BUNDLED = {"detector": "fmnist-detector", "scenes": "fmnist-test-1k", "size": "4", "steps": 8, "batch_size": 2,
            "count": 6, "transforms": "default", "share": 0.5}  # fmt: skip
 PLAIN = Transforms.none()
@@ -181,7 +180,7 @@ def test_kill_and_resume(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Path("whole", name).read_bytes() == Path("killed", name).read_bytes()
     assert whole.card["history"] == resumed.card["history"]
     with pytest.raises(RecordError, match=r"another training: share: 0\.4 / 0\.5"):
-        train("killed", **BUNDLED, tv=0.1, nps=0.1, share=0.4)
+        train("killed", **{**BUNDLED, "share": 0.4}, tv=0.1, nps=0.1)
     assert not set(load_scenes("fmnist-test-1k", "train").marks().tolist()) ^ set(whole.seen.tolist())
 
 
