@@ -28,12 +28,12 @@ from robustgen.progress import Silent
 from robustgen.statistics import proportion
 
 CLASSIFIERS = ("fmnist-standard", "fmnist-at", "fmnist-at-l2")
-SIZES = (4, 6, 8, 10, 12)
+SIZES = (4, 8, 12)
 TRAINED: dict[str, Any] = {"steps": 150, "batch_size": 64}
 ANYWHERE = "fmnist-standard"  # the classifier whose patches are trained and measured at random places too
 GRID = ("fmnist-standard", 12, "optimised")  # which one is measured in every cell
 SEEN = 600  # test images, the first
-EACH = 40  # images with a patch of their own
+EACH = 30  # images with a patch of their own
 ATTACK = "patch-pgd:places=32:keep=2:steps=15"
 
 

@@ -25,12 +25,12 @@ class GradientSmoothing(Sanitiser):
     g is the length of the image's gradient, scaled to [0, 1] over the image; it is kept in windows where its mean
     exceeds a threshold, and is 0 elsewhere; the image becomes x (1 - clip(smoothing g, 0, 1)).
 
-    Source: Naseer et al. 2019, arXiv:1807.01216, eq. (4) to (8).
+    Source: Naseer et al. 2019, arXiv:1807.01216.
     Differs: gradients are forward differences of the mean over channels, 0 beyond the last row and column; the last
     windows lie flush with the far edges; a window larger than the image is the image.
     Its gradient is exact: through g, its scale and the clipping. Which windows are kept is a step, whose derivative is
     0 wherever it has one; an attack by gradients does not see that a window would leave or enter.
-    Under attack: falls to attacks that know of it (Chiang et al. 2020, arXiv:2003.06693, section 3).
+    Under attack: falls to attacks that know of it (Chiang et al. 2020, arXiv:2003.06693).
 
     Args:
         window: side of the windows, in pixels.

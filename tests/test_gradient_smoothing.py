@@ -140,8 +140,8 @@ def test_who_crosses_it_breaks_more(tmp_path: Path) -> None:
     broken = {}
     for gradient in ("none", "full"):
         record = robustgen.evaluate(
-            "fmnist-standard", threat="patch:6x6", purify="lgs:window=5,overlap=2", gradient=gradient, n=10,
-            attacks="patch-pgd:places=4:keep=1:steps=8", precision="float32", out=tmp_path / gradient,
+            "fmnist-standard", threat="patch:6x6", purify="lgs:window=5,overlap=2", gradient=gradient, n=8,
+            attacks="patch-pgd:places=3:keep=1:steps=6", precision="float32", out=tmp_path / gradient,
         )  # fmt: skip
         broken[gradient] = record.attacks[-1].broken
         assert ("gradient-weaker-than-full" in record.flags) is (gradient == "none")

@@ -1,7 +1,7 @@
 """An attack on a defence against patches that knows the defence: to be held against its certificates, one image a time.
 
 Source: attacks by gradients through what the defence does (Athalye et al. 2018, arXiv:1802.00420, section 4; Chiang
-et al. 2020, arXiv:2003.06693, section 3, for patches), by Patch-PGD in the windows that gain most to first order.
+et al. 2020, arXiv:2003.06693, for patches), by Patch-PGD in the windows that gain most to first order.
 """
 
 from __future__ import annotations
