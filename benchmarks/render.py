@@ -22,7 +22,7 @@ from robustgen.benchmarks import (
     render_purify,
     render_scale,
     render_why,
-)  # fmt: skip
+)
 from robustgen.benchmarks.render_reproduced import reproduced_blocks
 from robustgen.benchmarks.tutorial import tutorial_blocks
 
