@@ -21,6 +21,7 @@ from robustgen.leaderboard.boards import Board, Row, make_board, rank_rows
 from robustgen.leaderboard.build import POLICY, build_site, render_board
 from robustgen.leaderboard.charts import WIDTH, bar_of, plot_of, top_of
 from robustgen.leaderboard.entries import Entry, EntryCard, load_entries
+from robustgen.leaderboard.parts import Accepted
 from robustgen.leaderboard.pictures import Picture, amplification, pack_pixels, png_of
 from robustgen.spec import RunSpec
 from robustgen.statistics import Estimate, share_interval
@@ -168,6 +169,7 @@ def hostile_entry() -> Entry:
         **dict.fromkeys(texts, HOSTILE), "spec": spec, "flags": (HOSTILE,), "notes": (HOSTILE,),
         "environment": {HOSTILE: HOSTILE, "versions": {HOSTILE: HOSTILE}}, "robust": "", "right": "0",
         "claimed": type("C", (), claimed)(),
+        "accepted": Accepted(date="2026-01-01", archive_sha256=64 * "0", licence=HOSTILE, seed=1, told=(HOSTILE,)),
         "pictures": tuple(replace(p, label=HOSTILE, prediction=HOSTILE) for p in card.pictures),
     }  # fmt: skip
     made = object.__new__(type(card))

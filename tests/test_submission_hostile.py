@@ -150,6 +150,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "2 GB declared": (lambda: patched(one_member(), central={20: HUGE + HUGE}), "declares 2,147,483,648 bytes"),
     "unpacked size lies": (lambda: patched(one_member(), central={24: HUGE}), "is compressed or encrypted"),
     "encrypted": (lambda: patched(one_member(), central={8: b"\1\0"}), "is compressed or encrypted"),
+    "compressed in name": (lambda: patched(one_member(), central={10: b"\x08\0"}), "is compressed or encrypted"),
     "wrong check sum": (lambda: patched(one_member(), central={16: b"abcd"}), "damaged: Bad CRC-32"),
     "nul in a name": (lambda: one_member().replace(b"card.json", b"card.js\0n"), "is no member of a submission"),
     "two names": (lambda: patched(one_member(), local={30: b"evil"}), "damaged: File name in directory"),
