@@ -24,7 +24,7 @@ from robustgen.benchmarks.render_generator import (
     time_to_quality,
 )
 from robustgen.benchmarks.render_leaderboard import board_page, leaderboard_claims, leaderboard_entries
-from robustgen.benchmarks.render_patches import patch_certified, patch_ladder, patches_speed
+from robustgen.benchmarks.render_patches import patch_certified, patch_ladder, patch_sizes, patches_speed
 from robustgen.benchmarks.render_purify import purify_gradients, purify_memory, purify_speed
 from robustgen.benchmarks.render_reproduced import reproduced_blocks
 from robustgen.benchmarks.render_why import why_dimension, why_gradients, why_networks, why_surface, why_transfer
@@ -281,9 +281,9 @@ _ALL = (
     accuracy, board_page, certify_inside, certify_patches, certify_replay, certify_speed, conformance,
     determinism, edm_cifar10, engine_speed, evidence, flag_confusion, flags, generator_cas, generator_sampling,
     generator_sampling_speed, generator_training, leaderboard_claims, leaderboard_entries, memory, missed,
-    monitor, only_strong, orders, patch_certified, patch_ladder, patches_speed, pgd, plans, purify_gradients,
-    purify_memory, purify_speed, ranks, self_agreement, serve_load, speed_limit, time_to_quality, transfer_matrix,
-    why_dimension, why_gradients, why_networks, why_surface, why_transfer,
+    monitor, only_strong, orders, patch_certified, patch_ladder, patch_sizes, patches_speed, pgd, plans,
+    purify_gradients, purify_memory, purify_speed, ranks, self_agreement, serve_load, speed_limit,
+    time_to_quality, transfer_matrix, why_dimension, why_gradients, why_networks, why_surface, why_transfer,
 )  # fmt: skip
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL} | reproduced_blocks()
 
