@@ -28,7 +28,7 @@ from robustgen.progress import Silent
 from robustgen.statistics import proportion
 
 CLASSIFIERS = ("fmnist-standard", "fmnist-at", "fmnist-at-l2")
-SIZES = (4, 8, 12)
+SIZES = (4, 6, 8, 10, 12)
 TRAINED: dict[str, Any] = {"steps": 150, "batch_size": 64}
 ANYWHERE = "fmnist-standard"  # the classifier whose patches are trained and measured at random places too
 GRID = ("fmnist-standard", 12, "optimised")  # which one is measured in every cell

@@ -41,17 +41,20 @@ def patch_sizes() -> str:
     result = load_result("patch_sizes")
     universal = {(row["size"], row["classifier"], row["location"]): row for row in result["universal"]}
     rows = []
-    for each in result["each"]:
-        side, classifier = each["size"], each["classifier"]
+    for one in result["each"]:
+        side, classifier = one["size"], one["classifier"]
         held = [universal.get((side, classifier, location)) for location in ("optimised", "random")]
         cells = [
             "" if one is None else interval_cell(one[key]) for one in held for key in ("success", "random_success")
         ]
-        rows.append((f"{side} x {side}", classifier, *cells, interval_cell(each["success"])))
+        rows.append((f"{side} x {side}", classifier, *cells, interval_cell(one["success"])))
     header = (
         "patch", "classifier", "for all, best place, %", "noise, %", "for all, anywhere, %", "noise, %", "for each, %",
     )  # fmt: skip
-    images = f"{result['universal'][0]['n']} unseen images; for each: {result['each'][0]['n']}"
+    each = [row["n"] for row in result["each"]]
+    images = (
+        f"{result['universal'][0]['n']} unseen images; for each: {min(each)} to {max(each)}, those classified right"
+    )
     return f"{markdown_table(header, rows)}\n\n{result['what']}. {images}. {source(result)}"
 
 
