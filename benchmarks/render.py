@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from robustgen.benchmarks.render_black_box import monitor, serve_load, transfer_matrix
+from robustgen.benchmarks.render_black_box import monitor, query_curves, serve_load, transfer_matrix
 from robustgen.benchmarks.render_certify import certify_inside, certify_patches, certify_replay, certify_speed
 from robustgen.benchmarks.render_generator import (
     edm_cifar10,
@@ -44,6 +44,7 @@ DOCUMENTS = (
     ROOT / "docs" / "records.md", ROOT / "docs" / "scale.md", ROOT / "docs" / "training.md", ROOT / "docs" / "why.md",
     ROOT / "docs" / "service.md",
     ROOT / "docs" / "transfer.md",
+    ROOT / "docs" / "queries.md",
 )  # fmt: skip
 
 
@@ -282,7 +283,7 @@ _ALL = (
     determinism, edm_cifar10, engine_speed, evidence, flag_confusion, flags, generator_cas, generator_sampling,
     generator_sampling_speed, generator_training, leaderboard_claims, leaderboard_entries, memory, missed,
     monitor, only_strong, orders, patch_certified, patch_ladder, patch_sizes, patches_speed, pgd, plans,
-    purify_gradients, purify_memory, purify_speed, ranks, self_agreement, serve_load, speed_limit,
+    purify_gradients, purify_memory, purify_speed, query_curves, ranks, self_agreement, serve_load, speed_limit,
     time_to_quality, transfer_matrix, why_dimension, why_gradients, why_networks, why_surface, why_transfer,
 )  # fmt: skip
 BLOCKS: dict[str, Callable[[], str]] = {block.__name__: block for block in _ALL} | reproduced_blocks()
