@@ -76,7 +76,7 @@ HOMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "certify": ("Certification", ("certify",)),
     "generator": ("Generators", ("generator",)),
     "training": ("Training and tables of papers", ("training", "reproduce")),
-    "patches": ("Patches", ("patch",)),
+    "patches": ("Patches", ("patch", "detectors")),
     "service": ("Service", ("service",)),
     "leaderboard": ("Leaderboard", ("leaderboard",)),
 }  # fmt: skip

@@ -304,7 +304,7 @@ def request_of(spec: RunSpec, origin: Origin | None = None, folder: Path | None 
     draws = {"eot": int(said["eot"])} if said.get("eot", "").isdecimal() else {}
     return {
         **loading(spec.classifier, origin, folder), "data": spec.data, "threat": spec.threat, "plan": spec.plan,
-        **({"surrogates": ",".join(text.split()[0] for text in spec.surrogates)} if spec.surrogates else {}),
+        **({"surrogates": ",".join(text.partition(" ")[0] for text in spec.surrogates)} if spec.surrogates else {}),
         **crossing, **draws, **chosen_ids(spec.ids), "seed": spec.seed, "precision": spec.precision,
     }  # fmt: skip
 

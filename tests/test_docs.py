@@ -39,7 +39,8 @@ FIGURE = re.compile(rf"(?<![\w.])\d[\d,.]*(?:\s?(?:{_UNITS[0]})|\s(?:{_UNITS[1]}
 LEVELS = {"95 %", "5 %"}
 NO_FIGURES = {
     "corruptions.md": {"1 %"},
-    "patches.md": {"100 %"},
+    "leaderboard.md": {"1 GB", "2 %"},
+    "patches.md": {"100 %", "12 %", "1 MB"},
     "plans.md": {"70 %", "35 %", "20 %", "40 %"},
     "purification.md": {"99 %"},
     "service.md": {"8 MiB"},
