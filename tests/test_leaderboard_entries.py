@@ -25,7 +25,10 @@ from robustgen.spec import expand_ids
 from robustgen.verification import Verification
 from tests.helpers import write_linear_task
 
-GOOD = min(ENTRIES.glob("fmnist-test-1k-fmnist-at-[!l]*.json"))  # a hash is hexadecimal: not fmnist-at-l2
+GOOD = next(  # of fmnist-at in Linf
+    path for path in sorted(ENTRIES.glob("fmnist-test-1k-fmnist-at-[!l]*.json"))
+    if json.loads(path.read_text(encoding="utf-8"))["spec"]["threat"] == "linf:0.1"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
