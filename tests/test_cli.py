@@ -107,10 +107,14 @@ def comparable(folder: Path) -> tuple[bytes, bytes, Any]:
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """A command as a process of its own."""
+    """A command as a process of its own, which hears Ctrl-C even where these tests, in the background, do not."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-m", "robustgen", *arguments]
-    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, held)
 
 
 def test_json_is_one_object_with_the_promised_keys(work: Path, command: Command) -> None:
