@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classifier", default="fmnist-standard")
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--dry", action="store_true", help="store nothing")
     options = parser.parse_args()
     x, _ = robustgen.load_data("fmnist-test-1k").batch(range(64))
