@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustgen.cards import Card, bundled_cards
 from robustgen.errors import ArtifactError, SpecError, unknown_name
 from robustgen.files import impatient
-from robustgen.nets import TORCHVISION, build_network, input_layer
+from robustgen.nets import TORCHVISION, build_network, input_layer, outline
 from robustgen.robustbench_zoo import ROBUSTBENCH, build_zoo, load_zoo
 from robustgen.usercode import PYTHON, call_user_function, first_line
 from robustgen.weights import Weights, read_weights, state_sha256
@@ -160,10 +160,10 @@ def _from_card(spec: str, file: Weights | None) -> Classifier:
 def _from_torchvision(spec: str, file: Weights | None) -> Classifier:
     if file is None:
         return _pretrained(spec)
-    outline = _outline(spec)
+    plain = outline(spec)
     channels, classes = 3, 1000
-    first = file.tensors.get(f"{input_layer(outline)[0]}.weight")
-    last = file.tensors.get(f"{_output_layer(outline)}.weight")
+    first = file.tensors.get(f"{input_layer(plain)[0]}.weight")
+    last = file.tensors.get(f"{_output_layer(plain)}.weight")
     if first is not None and first.ndim == 4:
         channels = first.shape[1]
     if last is not None and last.ndim in (2, 4):
@@ -189,7 +189,7 @@ def _pretrained(spec: str) -> Classifier:
     """Torchvision's own weights, from its cache or its server."""
     import torchvision  # here, not above: slow to import, and seldom needed
 
-    _outline(spec)  # refuses an unknown name, with the nearest one
+    outline(spec)  # refuses an unknown name, with the nearest one
     name = spec.removeprefix(TORCHVISION)
     try:
         with impatient(), contextlib.redirect_stdout(sys.stderr):
@@ -226,15 +226,6 @@ def _from_robustbench(spec: str, file: Weights | None) -> Classifier:
     zoo, network = build_zoo(spec)
     file.load_into(network, str(zoo))
     return Classifier(network.eval(), _with_weights(zoo.card(network), file), weights_sha256=file.sha256)
-
-
-def _outline(spec: str) -> nn.Module:
-    """The network for 1000 classes and 3 channels, where possible without memory: tells the names of its layers."""
-    try:
-        with torch.device("meta"):
-            return build_network(spec)
-    except NotImplementedError:  # the regnets compute with their own tensors while they are built
-        return build_network(spec)
 
 
 def _output_layer(network: nn.Module) -> str:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import Registry
 
-__all__ = ["ARCHITECTURES", "TORCHVISION", "SmallResNet", "WideResNet", "build_network", "input_layer"]
+__all__ = ["ARCHITECTURES", "TORCHVISION", "SmallResNet", "WideResNet", "build_network", "input_layer", "outline"]
 
 ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry(
     "architecture", modules=("robustgen.ablation", "robustgen.decoys", "robustgen.published_nets")
@@ -170,6 +171,15 @@ class WideResNet(nn.Module):
 
 ARCHITECTURES.register("small-resnet")(SmallResNet)
 ARCHITECTURES.register("wide-resnet")(WideResNet)
+
+
+def outline(architecture: str, **options: Any) -> nn.Module:
+    """The network as `build_network` makes it, where possible without memory: tells names and sizes of its tensors."""
+    try:
+        with torch.device("meta"):
+            return build_network(architecture, **options)
+    except NotImplementedError:  # the regnets compute with their own tensors while they are built
+        return build_network(architecture, **options)
 
 
 def build_network(architecture: str, **options: Any) -> nn.Module:

@@ -354,6 +354,7 @@ CONTENTS: dict[str, tuple[Callable[[Members], Members], str]] = {
     "tensor of another size": (head({"a": _tensor(0, 8, [3])}, bytes(8)), "has 8 bytes for 3 numbers"),
     "tensor of objects": (head({"a": _tensor(0, 8, [1], "O")}, bytes(8)), "of a known dtype"),
     "network of billions": (network(options={"widths": [4096] * 4, "depths": [9] * 4}), "its network has [0-9,]{9,}"),
+    "regnet without weights": (network(architecture="torchvision:regnet_y_400mf", options={}), "has [0-9,]{9}"),
     "network without end": (network(options={"widths": [4], "depths": [10**9]}), "depths must be at most 256"),
     "network under another's name": (network("fmnist-at"), "may not be called so"),
     "seed below zero": (lambda m: respecified(m, seed=-(2**63)), "spec.seed must be a whole number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -44,7 +45,7 @@ class AscentSettings(Protocol):
     def nps(self) -> float: ...
 
 
-class Ascent:
+class Ascent(ABC):
     """A patch in the middle of its training; what it is trained for is said by `objective`.
 
     Attributes:
@@ -68,9 +69,9 @@ class Ascent:
         self.place: tuple[int, int] | None = None
         self.history: list[dict[str, Any]] = []
 
+    @abstractmethod
     def objective(self, patch: Tensor) -> Tensor:
         """The mean loss of a patch on the batch of step `at`; it falls."""
-        raise NotImplementedError
 
     def step(self) -> float:
         """One step on one batch; returns its loss, which falls.
