@@ -23,7 +23,7 @@ from robustgen.patch import vanish_measure as measure_module
 from robustgen.patch.files import read_patch
 from robustgen.patch.onto import paste_on_objects
 from robustgen.patch.transforms import Transforms
-from robustgen.patch.vanish import VanishingPatch, load_vanishing, train_vanishing
+from robustgen.patch.vanish import VanishingPatch, load_vanishing, train_vanishing, seen_scores
 from robustgen.patch.vanish_design import VanishRequest, of_label
 from robustgen.patch.vanish_measure import VanishMeasureRequest, figures, measure_vanishing, vanish_lines
 from robustgen.progress import Silent
@@ -318,3 +318,11 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "robustgen detector train fmnist-detector" in shown
     assert "tiny-detector" in shown
+
+
+def test_only_boxes_about_an_object_count() -> None:
+    """A box that overlaps it by less than 0.3 of the union, or lies elsewhere, says nothing of an object."""
+    objects = torch.tensor([[0.0, 0.0, 10.0, 10.0], [30.0, 30.0, 40.0, 40.0]])
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 2.9], [0.0, 0.0, 10.0, 3.1], [50.0, 50.0, 60.0, 60.0]])
+    found = {"boxes": boxes, "labels": torch.tensor([1, 1, 1]), "scores": torch.tensor([0.9, 0.4, 0.8])}
+    torch.testing.assert_close(seen_scores([found], [objects], None), torch.tensor([0.4, 0.0]))
