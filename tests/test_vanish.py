@@ -23,7 +23,7 @@ from robustgen.patch import vanish_measure as measure_module
 from robustgen.patch.files import read_patch
 from robustgen.patch.onto import paste_on_objects
 from robustgen.patch.transforms import Transforms
-from robustgen.patch.vanish import VanishingPatch, load_vanishing, train_vanishing, seen_scores
+from robustgen.patch.vanish import VanishingPatch, load_vanishing, seen_scores, train_vanishing
 from robustgen.patch.vanish_design import VanishRequest, of_label
 from robustgen.patch.vanish_measure import VanishMeasureRequest, figures, measure_vanishing, vanish_lines
 from robustgen.progress import Silent
