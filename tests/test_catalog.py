@@ -60,7 +60,7 @@ def test_plan_shows_its_protocol_for_each_norm() -> None:
     """What a plan runs depends on the norm."""
     shown = catalog.details("rapid")
     for norm in ("linf", "l2", "l1"):
-        assert re.search(rf"^  {norm} +rapid/2: \S+\(steps=", shown, re.MULTILINE)
+        assert re.search(rf"^  {norm} +rapid/3: \S+\(steps=", shown, re.MULTILINE)
 
 
 def test_one_name_of_two_kinds_shows_both(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,7 +243,7 @@ def test_a_purified_entry_says_how_its_gradients_cross(
     again = ["--out", str(tmp_path / "again"), "--json"]
     assert 0 == _run(["reproduce", "board", "--scale", str(tmp_path / "board"), *again])
     assert 1 == json.loads(capsys.readouterr().out)["equal"]
-    spec = replace(entry.card.spec, protocol="rapid/2: pgd; eot=8; gradient=full")
+    spec = replace(entry.card.spec, protocol="rapid/3: pgd; eot=8; gradient=full")
     from robustgen.leaderboard.entries import request_of
 
     assert {"eot": 8} == {key: value for key, value in request_of(spec).items() if key in ("eot", "gradient")}
