@@ -23,8 +23,8 @@ def adaptive(threat: ThreatModel) -> Plan:
     """For purifiers: transfer, BPDA, surrogate, then exact gradients with EOT, raised until nothing more breaks.
 
     The weak rungs come first, because what they leave standing is what weak evaluations would have reported. Rungs by
-    the full gradient begin where the ones before came nearest. Then steps and draws are doubled until a rung breaks
-    hardly anything. Under a patch the rungs are transfer, BPDA, exact gradients and random search.
+    the full gradient begin where the ones before came nearest. Then steps and draws are doubled for the examples that
+    came near, until a rung breaks hardly anything. Under a patch the rungs are transfer, BPDA, exact gradients and random search.
     """
     if threat.norm == "patch":
         last = PatchPGD(keep=1, steps=40)  # of what is transferred the last point counts: that of the best window
@@ -32,7 +32,7 @@ def adaptive(threat: ThreatModel) -> Plan:
         return Plan("adaptive", 1, (Rung(last, "transfer"), *exact, Rung(PatchRS(), "none")))
     return Plan(
         "adaptive",
-        1,
+        2,
         (
             Rung(APGDCE(steps=40), "transfer"),
             Rung(PGD(steps=20), "bpda", eot=5),
@@ -43,8 +43,8 @@ def adaptive(threat: ThreatModel) -> Plan:
             Rung(Square(steps=100), "none"),
         ),
         growth=(
-            Rung(APGDCE(steps=40), "full", eot=10, warm=True),
-            Rung(APGDCE(steps=80), "full", eot=20, warm=True),
-            Rung(APGDCE(steps=160), "full", eot=40, warm=True),
+            Rung(APGDCE(steps=40), "full", eot=10, warm=True, within=0.5),
+            Rung(APGDCE(steps=80), "full", eot=20, warm=True, within=0.35),
+            Rung(APGDCE(steps=160), "full", eot=40, warm=True, within=0.2),
         ),
     )

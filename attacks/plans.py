@@ -65,12 +65,14 @@ class Rung:
             only the last point counts.
         eot: draws averaged in each query; 1 where nothing is random.
         warm: begin where the attacks before came nearest.
+        within: only examples that the attacks before brought near, as `Near` says; None for all.
     """
 
     attack: Attack
     crossing: str
     eot: int = 1
     warm: bool = False
+    within: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +251,10 @@ def describe(attack: Entry, classes: int) -> str:
     """The registered name and every hyper-parameter: apgd-t(steps=20, restarts=3, loss=dlr-t)."""
     if isinstance(attack, Rung):
         how = f" by {attack.crossing}" + (f", eot={attack.eot}" if attack.eot > 1 else "")
-        return f"{describe(attack.attack, classes)}{how}" + (", from the nearest points" if attack.warm else "")
+        how += ", from the nearest points" if attack.warm else ""
+        return f"{describe(attack.attack, classes)}{how}" + _where_near(attack.within)
     if isinstance(attack, Near):
-        return f"{describe(attack.attack, classes)} where the margin fell below {attack.within:g} of the clean one"
+        return describe(attack.attack, classes) + _where_near(attack.within)
     if isinstance(attack, Few):
         return f"{describe(attack.attack, classes)} where at most {attack.most:g} of those classified right are left"
     if isinstance(attack, Limited):
@@ -260,6 +263,10 @@ def describe(attack: Entry, classes: int) -> str:
     values = {f.name: v for f, v in held.items() if not (f.metadata.get("silent") and v == f.default)}
     shown = {k: v.protocol(classes) if hasattr(v, "protocol") else v for k, v in values.items()}
     return f"{ATTACKS.name_of(attack)}({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
+
+def _where_near(within: float | None) -> str:
+    return "" if within is None else f" where the margin fell below {within:g} of the clean one"
 
 
 def parse_attack(text: str) -> Attack:

@@ -1,6 +1,7 @@
 """How a gradient crosses a purifier. Every mode is exact about what it is, and a record names it.
 
-full        the exact gradient, checkpointed step by step: the memory of one step and of all states between steps
+full        the exact gradient, checkpointed step by step: the memory of a step and of all states between steps, and
+            the graphs of the last steps as far as they fit into 2 GiB, so that those are not run twice
 autograd    the same numbers by plain autograd, every step kept; for small chains and for comparison
 surrogate   the exact image, with the gradient of the same purifier in fewer steps
 adjoint     the exact image; states are integrated backwards from the last one, as adjoint solvers do
@@ -24,6 +25,7 @@ __all__ = ["EXACT", "GRADIENTS", "Gradient", "cross"]
 Gradient = Literal["full", "autograd", "surrogate", "adjoint", "bpda", "none"]
 GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 EXACT = ("full", "autograd")
+_ROOM = 2**31  # bytes of graphs that `full` keeps from the way forward
 
 
 def cross(
@@ -63,37 +65,56 @@ def cross(
 
 
 def _checkpointed(chain: Chain, x: Tensor) -> Tensor:
-    """Each step is run without a graph, and again with one when its gradient is asked for."""
+    """Steps whose graph is not kept are run without one, and again with one when their gradient is asked for."""
     (out,) = chain.leave(_Checkpointed.apply(chain.steps, *chain.enter((x,))))
     return out
 
 
-def _cross_step(step: Step, state: State, gradients: State) -> tuple[State, State]:
-    """The state after a step, and the vector-Jacobian product of the step at the state before."""
-    with torch.enable_grad():
-        leaves = tuple(part.detach().requires_grad_() for part in state)
-        after = step(leaves)
-        before = torch.autograd.grad(after, leaves, gradients, allow_unused=True, materialize_grads=True)
-    return tuple(part.detach() for part in after), before
-
-
 class _Checkpointed(torch.autograd.Function):
-    """The states between steps are kept, nothing else; exact, since steps give the same when they are run again."""
+    """The states between steps are kept, and the last graphs that fit; exact, since a step run again gives the same."""
 
     @staticmethod
     def forward(ctx: Any, steps: Sequence[Step], *state: Tensor) -> State:
-        states = []
-        for step in steps:
-            states.append(state)
-            state = step(state)
-        ctx.steps, ctx.states = steps, states
+        ctx.steps, ctx.states, ctx.graphs = steps, [], {}
+        largest, used = 0, 0  # bytes of a graph; the first step tells
+        for k, step in enumerate(steps):
+            ctx.states.append(state)
+            if k > 0 and used + (len(steps) - k) * largest > _ROOM:
+                state = step(state)
+                continue
+            leaves, after, size = _with_graph(step, state)
+            largest = max(largest, size)
+            if used + size + (len(steps) - k - 1) * largest <= _ROOM:
+                ctx.graphs[k] = (leaves, after)
+                used += size
+            state = tuple(part.detach() for part in after)
         return state
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, *tuple[Tensor, ...]]:
-        for step, state in zip(reversed(ctx.steps), reversed(ctx.states), strict=True):
-            _, gradients = _cross_step(step, state, gradients)
+        for k in reversed(range(len(ctx.steps))):
+            leaves, after = ctx.graphs.pop(k, None) or _with_graph(ctx.steps[k], ctx.states[k])[:2]
+            gradients = _product(leaves, after, gradients)
         return None, *gradients
+
+
+def _with_graph(step: Step, state: State) -> tuple[State, State, int]:
+    """The state before a step as leaves, the state after it with its graph, and the bytes that the graph holds."""
+    held: dict[int, int] = {}
+
+    def note(part: Tensor) -> Tensor:
+        held[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        return part
+
+    leaves = tuple(part.detach().requires_grad_() for part in state)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda part: part):
+        after = step(leaves)
+    return leaves, after, sum(held.values())
+
+
+def _product(leaves: State, after: State, gradients: State) -> State:
+    """The vector-Jacobian product of a step."""
+    return torch.autograd.grad(after, leaves, gradients, allow_unused=True, materialize_grads=True)
 
 
 class _Adjoint(torch.autograd.Function):
@@ -114,6 +135,7 @@ class _Adjoint(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, *tuple[Tensor, ...]]:
         state = ctx.state
         for step in reversed(ctx.steps):
-            after, gradients = _cross_step(step, state, gradients)
-            state = tuple(2 * here - there for here, there in zip(state, after, strict=True))
+            leaves, after, _ = _with_graph(step, state)
+            gradients = _product(leaves, after, gradients)
+            state = tuple(2 * here - there.detach() for here, there in zip(state, after, strict=True))
         return None, *gradients

@@ -117,7 +117,7 @@ class _Run:
         self.randomised = "randomised" in self.health.flags
         votes = VOTES if self.randomised else 1
         self.judges = {threat: Judge(job.classifier, threat, votes=votes) for threat in job.threats}
-        self.oracles: dict[tuple[str, int] | None, Oracle] = {None: Oracle(job.search, eot=job.plan.eot)}
+        self.oracles: dict[tuple[str, int] | None, Oracle] = {None: self._asks(job.search, job.plan.eot)}
         self.labels: dict[int, int] = {}
         self.targets: dict[int, int] = {}  # empty without a goal
         self.before = set(journal.done)  # by earlier processes, and known to every rank
@@ -251,8 +251,12 @@ class _Run:
         if key not in self.oracles:
             assert rung is not None
             model = crossed_by(self.job.search, self.job.classifier, rung.crossing)
-            self.oracles[key] = Oracle(model, eot=1 if rung.crossing == "transfer" else rung.eot)
+            self.oracles[key] = self._asks(model, 1 if rung.crossing == "transfer" else rung.eot)
         return self.oracles[key]
+
+    def _asks(self, model: SearchModel, eot: int) -> Oracle:
+        """An oracle that sends no more at once than the run may hold."""
+        return Oracle(model, eot=eot, rows=self.job.batch_size)
 
     def grow(self) -> None:
         """Run what grows, until one breaks fewer than one in two hundred, and fewer than one, of all examples."""

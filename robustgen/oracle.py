@@ -42,11 +42,13 @@ class Oracle:
             `stochastic` is given streams as second argument, once `look_at` has told whose rows they are.
         eot: draws averaged in each query of a stochastic model (expectation over transformation; Athalye et al.
             2018, arXiv:1802.00420, section 4.2); 1 for deterministic models.
+        rows: of several draws that are sent at once, one draw of every image at least.
     """
 
-    def __init__(self, model: nn.Module, *, eot: int = 1) -> None:
+    def __init__(self, model: nn.Module, *, eot: int = 1, rows: int = _ROWS) -> None:
         self.model = model
         self.eot = eot
+        self.rows = rows
         self.cost = Cost()
         self.shows: Sees = "gradients"
         self._streams: ExampleRng | None = None
@@ -107,7 +109,7 @@ class Oracle:
             return
         own = self._streams if rows is None else self._streams.take(rows)
         own = child_stream(own, f"query {self._queries}")
-        for draws in split_draws(self.eot, size):
+        for draws in split_draws(self.eot, size, self.rows):
             yield len(draws), (streams_of_draws(own, draws),)
 
     def grad(self, x: Tensor, y: Tensor, loss: LossFn) -> Query:
@@ -134,7 +136,7 @@ class Oracle:
         return Query(losses / self.eot, grads / self.eot, outputs / self.eot)
 
 
-def split_draws(draws: int, rows: int) -> Iterator[range]:
-    """Draws in groups that make a batch of at most `_ROWS` rows, one draw at least."""
-    size = max(1, _ROWS // max(rows, 1))
+def split_draws(draws: int, rows: int, most: int = _ROWS) -> Iterator[range]:
+    """Draws of so many rows in groups that make a batch of at most `most` rows, one draw at least."""
+    size = max(1, most // max(rows, 1))
     yield from (range(first, min(first + size, draws)) for first in range(0, draws, size))

@@ -20,7 +20,7 @@ from robustgen.attacks.transfer import check_surrogate_plan
 from robustgen.cards import Card, bundled_cards
 from robustgen.classifiers import Classifier, check_classifier, load_classifier
 from robustgen.data import Dataset, load_data, parse_ids
-from robustgen.defended import Defended, crossing_of, defence_flags, defend, split_name
+from robustgen.defended import Defended, crossing_of, defence_flags, defend, has_generator, split_name
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
 from robustgen.goals import UNTARGETED, Goal, check_goal_of, check_labels
@@ -43,6 +43,7 @@ from robustgen.threat import ThreatModel
 __all__ = ["DEFAULT_BATCH", "Job", "Request", "default_data", "prepare", "slug"]
 
 DEFAULT_BATCH = 250
+_BATCH_BEHIND_A_GENERATOR = 64  # on processors, where the graphs of a chain of larger batches would not be kept
 _PROBE_ROWS = 64
 _EMBEDDED = "fmnist-test-1k"
 _THREATS = {
@@ -165,10 +166,14 @@ def prepare(
     return Job(
         spec=spec, classifier=classifier, search=search, dataset=dataset, ids=tuple(ids), threats=threats,
         plan=plans[0], goal=goal, classes=classes, stages=stages, growth=growth, escalation=escalation,
-        device=where, batch_size=batch_size or DEFAULT_BATCH,
+        device=where, batch_size=batch_size or _default_batch(classifier, where),
         folder=out or Path("runs") / f"{stem}-{spec.identity()[:8]}",
         flags=(*flags, *defence_flags(classifier, plans[0])), notes=(*notes, *told), asides=tuple(own_plan),
     )  # fmt: skip
+
+
+def _default_batch(classifier: Classifier, device: torch.device) -> int:
+    return _BATCH_BEHIND_A_GENERATOR if device.type == "cpu" and has_generator(classifier) else DEFAULT_BATCH
 
 
 def _look(

@@ -54,5 +54,5 @@ def _stage(label: str, entry: Entry, threat: ThreatModel, elsewhere: bool) -> St
     if isinstance(entry, Few):
         return Stage(label, entry.attack, threat, most=entry.most)
     if isinstance(entry, Rung):
-        return Stage(label, entry.attack, threat, rung=entry)
+        return Stage(label, entry.attack, threat, within=entry.within, rung=entry)
     return Stage(label, entry, threat, elsewhere=elsewhere)

@@ -296,3 +296,22 @@ def test_growth_ends_when_it_is_quiet(short_ladder: None, tmp_path: Path) -> Non
     names = [attack.name for attack in record.attacks]
     assert "full/apgd-ce#2" in names
     assert "full/apgd-ce#3" not in names
+
+
+def test_a_rung_sees_what_came_near_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At an eps that moves no margin, a rung for margins below half of the clean one has nothing to do."""
+
+    def ladder(_threat: ThreatModel) -> Plan:
+        rungs = tuple(Rung(PGD(steps=2), "full", within=within) for within in (None, 0.5, 1.5))
+        return Plan("adaptive", 1, rungs)
+
+    PLANS["adaptive"]
+    monkeypatch.setitem(PLANS._entries, "adaptive", ladder)
+    model = Defended(Median(size=2), plain(), None)
+    x = images(plain(), 12)[0]
+    data = (x, model(x).argmax(1))
+    record = robustgen.evaluate(model, data, "linf:1e-7", plan="adaptive", out=tmp_path / "run")
+    asked = [attack.forwards for attack in record.attacks]
+    assert asked[0] == asked[2] > 0
+    assert asked[1] == 0
+    assert "where the margin fell below 0.5 of the clean one" in record.spec["protocol"]

@@ -19,6 +19,7 @@ from robustgen.data import load_data
 from robustgen.errors import SpecError
 from robustgen.generator.analytic import GaussianDenoiser
 from robustgen.generator.denoiser import Denoiser
+from robustgen.purify import gradients
 from robustgen.purify.base import PURIFIERS, Chain, Purifier, run_chain
 from robustgen.purify.diffpure import REVERSE, DiffPure
 from robustgen.purify.gdmp import Gdmp
@@ -105,6 +106,26 @@ def test_gradcheck(steps: int, denoiser: Denoiser, x: Tensor) -> None:
     chain = DiffPure(steps=steps).chain(denoiser, rows(2))
     leaf = x[:2].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: cross(chain, z, "full"), (leaf,))
+
+
+@pytest.mark.parametrize("kept", [0, 3, 7])
+def test_the_last_graphs_are_kept_where_they_fit(kept: int, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those steps are run once, the others twice; the gradient is the same."""
+    runs = 0
+
+    class Counted(Blurred):
+        def _denoise(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+            nonlocal runs
+            runs += 1
+            return super()._denoise(x, sigma, label)
+
+    chain = DiffPure(steps=7).chain(Counted(), rows(8))
+    _, _, size = gradients._with_graph(chain.steps[0], chain.enter((x,)))
+    monkeypatch.setattr(gradients, "_ROOM", int((kept + 0.5) * size))
+    runs = 0
+    found = gradient(chain, x)
+    assert runs == 14 - kept
+    torch.testing.assert_close(found, gradient(chain, x, "autograd"))
 
 
 @pytest.mark.parametrize("reverse", REVERSE)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ __all__ = [
     "PatchDesign",
     "PatchRequest",
     "PatchSpec",
+    "TrainedPatchSpec",
     "design_patch",
     "image_marks",
     "tensor_digest",
@@ -108,26 +109,19 @@ _RULES: dict[str, Rule] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PatchSpec(Spec):
-    """Everything that a trained patch depends on, but for the kind of processor; hashes where a file stands behind it.
+class TrainedPatchSpec(Spec):
+    """What every trained patch depends on, but for the kind of processor; hashes where a file stands behind it.
 
     Attributes:
-        ids: of the training images in `data`, whose hash over pixels and labels is `data_sha256`.
+        weights_sha256: of the network that is attacked.
         size: "8x8"; mask_sha256 is of its 0 and 1 row by row.
         transforms: as `str(Transforms)` writes them.
-        precision: the form of the network, as resolved.
     """
 
-    classifier: str
     weights_sha256: str
-    data: str
-    data_sha256: str
-    ids: str
     size: str
     shape: str
     mask_sha256: str
-    target: int | None
-    location: str
     transforms: str
     tv: float
     nps: float
@@ -135,10 +129,8 @@ class PatchSpec(Spec):
     optimizer: str
     lr: float
     schedule: str
-    loss: str
     steps: int
     batch_size: int
-    precision: str
     seed: int
     schema: int = 1
 
@@ -148,13 +140,32 @@ class PatchSpec(Spec):
         return "patch"
 
     def to_dict(self) -> dict[str, Any]:
-        """As `from_json` reads it."""
+        """As `read` takes it."""
         return self.to_json()
 
     @classmethod
-    def read(cls, table: Any) -> PatchSpec:
+    def read(cls, table: Any) -> Self:
         """From a recipe.json."""
         return cls.from_json(table, "recipe.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchSpec(TrainedPatchSpec):
+    """A patch against a classifier.
+
+    Attributes:
+        ids: of the training images in `data`, whose hash over pixels and labels is `data_sha256`.
+        precision: the form of the network, as resolved.
+    """
+
+    classifier: str
+    data: str
+    data_sha256: str
+    ids: str
+    target: int | None
+    location: str
+    loss: str
+    precision: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

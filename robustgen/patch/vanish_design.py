@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +15,10 @@ from robustgen.detectors.source import DEFAULT_SCENES, load_scenes
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
 from robustgen.fields import NOT_NEGATIVE, POSITIVE, SEED, WHOLE, Rule, check_value, number, one_of, or_none
-from robustgen.patch.design import tensor_digest
+from robustgen.patch.design import TrainedPatchSpec, tensor_digest
 from robustgen.patch.physical import load_colours
 from robustgen.patch.shape import make_mask, parse_size
 from robustgen.patch.transforms import Transforms
-from robustgen.spec import Spec
 
 __all__ = [
     "VanishDesign",
@@ -92,49 +90,25 @@ _RULES: dict[str, Rule] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VanishSpec(Spec):
-    """Everything that a patch against a detector depends on, but for the kind of processor.
+class VanishSpec(TrainedPatchSpec):
+    """A patch against a detector.
 
     Attributes:
         scenes, scenes_sha256, count: what it was trained on: name, hash over the pictures behind them, how many.
-        size, share, label, transforms: as `VanishRequest` says; mask_sha256 is of the mask's 0 and 1 row by row.
+        share, label: as `VanishRequest` says.
     """
 
     detector: str
-    weights_sha256: str
     scenes: str
     scenes_sha256: str
     count: int
-    size: str
-    shape: str
-    mask_sha256: str
     share: float
     label: int | None
-    transforms: str
-    tv: float
-    nps: float
-    colours_sha256: str
-    optimizer: str
-    lr: float
-    schedule: str
-    steps: int
-    batch_size: int
-    seed: int
-    schema: int = 1
 
     @property
     def name(self) -> str:
         """How a folder calls it."""
         return "vanishing-patch"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `from_json` reads it."""
-        return self.to_json()
-
-    @classmethod
-    def read(cls, table: Any) -> VanishSpec:
-        """From a recipe.json."""
-        return cls.from_json(table, "recipe.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
