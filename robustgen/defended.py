@@ -68,7 +68,6 @@ class Defended(Classifier):
         self.gradient: Gradient = cast(Gradient, gradient)
         self.surrogate = surrogate
         self.stochastic = purifier.stochastic
-        self.exacting = denoiser is not None  # a long chain rounds often: searched in float32 unless asked otherwise
 
     def purify(self, x: Tensor, rng: ExampleRng | None = None) -> Tensor:
         """Images (B, C, H, W) in [0, 1] through the purifier, by the streams of each row."""
