@@ -254,6 +254,7 @@ def _check_folder(folder: Path, spec: RunSpec, bytes_needed: int) -> None:
             if held is None and {path.name for path in folder.iterdir()} - _OPENED:
                 raise SpecError(f"--out: {folder} is not empty and holds no run; name another folder.")
             if held is not None and held != spec:
+                FolderLock(folder).release()  # whoever writes here now may have been asked the same, in another form
                 fields_ = "; ".join(spec.differences(held))
                 raise RecordError(f"--out: {folder} holds another run (asked / there: {fields_}); name another folder.")
         free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.is_dir())).free

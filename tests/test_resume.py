@@ -21,7 +21,7 @@ from robustgen.attacks import plans
 from robustgen.attacks.apgd import APGDCE
 from robustgen.attacks.square import Square
 from robustgen.durable import FolderLock
-from robustgen.errors import SpecError
+from robustgen.errors import BusyError, RecordError, SpecError
 from robustgen.record import RunRecord
 from robustgen.runs import read_examples
 from robustgen.witnesses import read_witnesses
@@ -205,6 +205,14 @@ def test_a_second_process_is_refused(task: Task, tmp_path: Path) -> None:
         evaluate(task, folder)
     lock.release()
     evaluate(task, folder)
+    assert not (folder / "lock").exists()
+    other = {"attacks": "pgd:steps=2"}  # such as another search form, chosen before the first process noted its own
+    lock = FolderLock(folder)
+    with pytest.raises(BusyError, match="is being written by another process"):
+        evaluate(task, folder, **other)
+    lock.release()
+    with pytest.raises(RecordError, match="holds another run"):
+        evaluate(task, folder, **other)
     assert not (folder / "lock").exists()
 
 
