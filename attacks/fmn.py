@@ -27,6 +27,7 @@ _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 _GAMMA = (0.2, 0.01)  # first and last share by which the radius changes in a step
 _LAST_STEP = 0.05  # last step length, in eps
 _FREE_STEP = (1.0, 0.01)  # first and last step length in L2 where there is no eps, the paper's
+_SHORTEST: dict[Norm, float] = {"l1": 0.3}  # of a first step, where the paper's is too long: few pixels move
 _SMALLEST = 1e-9  # radius where there is no eps; a ball of none at all has no direction
 _TINY = 1e-12
 
@@ -35,11 +36,13 @@ _TINY = 1e-12
 class FMNState(State):
     """`x_next` (B, C, H, W) is queried by the next round; `target` (B,) is the class aimed at, or y.
 
-    `radius` of the ball and `best`, the distance of the nearest misclassified point, are (B,), +inf until there is one.
+    `radius` of the ball, `reach`, which it was at first, and `best`, the distance of the nearest misclassified point, are
+    (B,), +inf until there is one.
     """
 
     x_next: Tensor
     radius: Tensor
+    reach: Tensor
     best: Tensor
     target: Tensor
 
@@ -55,8 +58,9 @@ class FMN:
     paper: the gradient of unit L2 norm); the radius starts to change by 20 % (the paper: 5 %), since few steps are
     taken; it never falls below eps, since a point inside ends the attack. Norms Linf, L2, L1.
     Without an eps: the paper's start, step and radius, but for the first change of 20 %, by which the tangent distance
-    is enlarged too, and the signs of the gradient in Linf; restarts after the first begin at
-    random. In L0 pixels are counted, not values of channels.
+    is enlarged too, the signs of the gradient in Linf, and the first step, which is as long as the first radius where
+    that is longer (not in L0); restarts after the first begin at random. In L0 pixels are counted, not values of
+    channels.
     """
 
     steps: int = 40
@@ -87,7 +91,9 @@ class FMN:
         start = threat.random_start(x, rng, surface=threat.norm != "l1") if threat.bounded else start_again(x, rng)
         far = x.new_full((len(x),), math.inf)
         target = self.aim(oracle, x, y, rng) if goal is None else goal
-        return FMNState.start(x, y, threat, rng, goal=goal, x_next=start, radius=far, best=far, target=target)
+        return FMNState.start(
+            x, y, threat, rng, goal=goal, x_next=start, radius=far, reach=far, best=far, target=target
+        )  # fmt: skip
 
     def step(self, oracle: QueryModel, s: State) -> FMNState:
         """Query x + delta, change the radius by whether it is misclassified, and take a step inside that radius."""
@@ -96,6 +102,7 @@ class FMN:
         anneal = (1 + torch.cos(math.pi * s.i / self.steps)) / 2  # from 1 to 0
         gamma = _GAMMA[1] + (_GAMMA[0] - _GAMMA[1]) * anneal
         best, radius = _resize(s, query, gamma)
+        s.reach = torch.where(s.i == 0, radius, s.reach)
         moved = s.x_next + self._way(s, query, anneal)
         return replace(
             s,
@@ -114,13 +121,22 @@ class FMN:
             alpha = (_LAST_STEP + (self.first_step - _LAST_STEP) * anneal) * s.threat.eps
             return per_row(alpha, s.x) * s.threat.steepest(grad)
         grad = grad.sign() if s.threat.norm == "linf" else grad
-        alpha = _FREE_STEP[1] + (_FREE_STEP[0] - _FREE_STEP[1]) * anneal
+        alpha = _FREE_STEP[1] + (_first_length(s) - _FREE_STEP[1]) * anneal
         return per_row(alpha / (norm_of(grad, "l2") + _TINY), s.x) * grad
 
 
 def _loss_to(target: Tensor) -> LossFn:
     """z_t - z_y; for rows without a target, with the largest wrong logit as z_t."""
     return lambda logits, y: torch.where(target == y, Margin()(logits, y), TargetedMargin()(logits, y, target))
+
+
+def _first_length(s: FMNState) -> Tensor:
+    """(B,): a length in L2, for the first step without an eps; never beyond the diagonal of the box of images."""
+    diagonal = math.sqrt(s.x[0].numel())
+    if s.threat.norm == "l0":
+        return torch.full_like(s.reach, _FREE_STEP[0])
+    longest = s.reach * diagonal if s.threat.norm == "linf" else s.reach
+    return longest.clamp(min=_SHORTEST.get(s.threat.norm, _FREE_STEP[0]), max=diagonal)
 
 
 def _free(x: Tensor, grad: Tensor) -> Tensor:
