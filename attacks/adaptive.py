@@ -24,7 +24,8 @@ def adaptive(threat: ThreatModel) -> Plan:
 
     The weak rungs come first, because what they leave standing is what weak evaluations would have reported. Rungs by
     the full gradient begin where the ones before came nearest. Then steps and draws are doubled for the examples that
-    came near, until a rung breaks hardly anything. Under a patch the rungs are transfer, BPDA, exact gradients and random search.
+    came near, until a rung breaks hardly anything. Under a patch the rungs are transfer, BPDA, exact gradients and
+    random search.
     """
     if threat.norm == "patch":
         last = PatchPGD(keep=1, steps=40)  # of what is transferred the last point counts: that of the best window

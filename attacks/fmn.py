@@ -36,8 +36,8 @@ _TINY = 1e-12
 class FMNState(State):
     """`x_next` (B, C, H, W) is queried by the next round; `target` (B,) is the class aimed at, or y.
 
-    `radius` of the ball, `reach`, which it was at first, and `best`, the distance of the nearest misclassified point, are
-    (B,), +inf until there is one.
+    `radius` of the ball, `reach`, which it was at first, and `best`, the distance of the nearest misclassified point,
+    are (B,), +inf until there is one.
     """
 
     x_next: Tensor

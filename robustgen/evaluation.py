@@ -24,6 +24,7 @@ from robustgen.journal import Journal
 from robustgen.judge import Judge, clean_streams, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.own_plans import keep_plan
+from robustgen.precision import SearchModel
 from robustgen.prepare import Job
 from robustgen.progress import Progress
 from robustgen.queries import QueriesSummary, summarise_queries
