@@ -175,9 +175,11 @@ _VERY_FEW = 0.02  # so few that a miss would show in the figure, and a long look
 
 def _autoattack(threat: ThreatModel) -> tuple[Attack, ...]:
     """The attacks of AutoAttack standard with the parameters of the reference for this norm."""
-    if threat.norm == "l1":
-        return (APGDCE(restarts=5), APGDT(restarts=5), FABT(), Square())
-    return (APGDCE(), APGDT(), FABT(), Square())
+    return (APGDCE(restarts=5 if threat.norm == "l1" else 1), _targeted(threat), FABT(), Square())
+
+
+def _targeted(threat: ThreatModel) -> APGDT:
+    return APGDT(restarts=5 if threat.norm == "l1" else 9)
 
 
 @register_plan("standard")
@@ -222,7 +224,7 @@ def rapid(threat: ThreatModel) -> Plan:
         Near(APGDT(restarts=5, patience=22), within=0.2),
         Near(APGDCE(restarts=2, loss=ProbabilityMargin(), patience=12), within=0.2),
         Few(APGDT(steps=60, loss=TargetedMargin(), patience=22), most=_FEW),
-        Few(_autoattack(threat)[1], most=_VERY_FEW),
+        Few(_targeted(threat), most=_VERY_FEW),
         Square(steps=20),
     )
     return Plan("rapid", 3, attacks, escalation=_autoattack(threat))

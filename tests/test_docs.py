@@ -41,8 +41,8 @@ NO_FIGURES = {
     "corruptions.md": {"1 %"},
     "leaderboard.md": {"1 GB", "2 %"},
     "patches.md": {"100 %", "12 %", "1 MB"},
-    "plans.md": {"70 %", "35 %", "20 %", "40 %"},
-    "purification.md": {"99 %"},
+    "plans.md": {"70 %", "35 %", "20 %", "40 %", "2 %"},
+    "purification.md": {"99 %", "2 GiB"},
     "service.md": {"8 MiB"},
 }
 
