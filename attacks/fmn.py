@@ -59,8 +59,8 @@ class FMN:
     taken; it never falls below eps, since a point inside ends the attack. Norms Linf, L2, L1.
     Without an eps: the paper's start, step and radius, but for the first change of 20 %, by which the tangent distance
     is enlarged too, the signs of the gradient in Linf, and the first step, which is as long as the first radius where
-    that is longer (not in L0); restarts after the first begin at random. In L0 pixels are counted, not values of
-    channels.
+    that is longer than the paper's (in L1 than 0.3; not in L0); restarts after the first begin at random. In L0 pixels
+    are counted, not values of channels.
     """
 
     steps: int = 40

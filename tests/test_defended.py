@@ -315,3 +315,17 @@ def test_a_rung_sees_what_came_near_and_nothing_else(monkeypatch: pytest.MonkeyP
     assert asked[0] == asked[2] > 0
     assert asked[1] == 0
     assert "where the margin fell below 0.5 of the clean one" in record.spec["protocol"]
+
+
+def test_an_oracle_sends_no_more_rows_than_it_may() -> None:
+    """Draws go together up to that many rows, one draw of every image at least."""
+    sizes: list[int] = []
+    model = defended()
+    model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    x, _ = images(model.undefended, 3)
+    for rows, expected in ((7, [6, 6, 3]), (2, [3] * 5), (100, [15])):
+        oracle = Oracle(model, eot=5, rows=rows)
+        oracle.look_at(ExampleRng.of(0, range(3)), torch.zeros(3, dtype=torch.int64))
+        sizes.clear()
+        oracle.logits(x)
+        assert sizes == expected
