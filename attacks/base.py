@@ -15,7 +15,7 @@ from robustgen.threat import BALLS, Norm, ThreatModel, per_row
 
 __all__ = [
     "SILENT_BY_DEFAULT", "AnswersOnly", "Attack", "Budgeted", "MinimumNorm", "Query", "QueryModel", "Rows", "Sees",
-    "State", "Targetable", "sees", "serves", "start_again", "stay_close",
+    "State", "Targetable", "early_rounds", "sees", "serves", "start_again", "stay_close",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -168,7 +168,8 @@ class MinimumNorm(Attack, Protocol):
     """An attack that can look for the nearest adversarial image under a threat model without an eps.
 
     It never stops at a success: it shows the engine points on both sides of the boundary, which keeps the nearest that
-    the judge calls broken. Its state need not remember that point, unless the algorithm uses it.
+    the judge calls broken. Its state need not remember that point, unless the algorithm uses it. One that says `early`,
+    a share of its rounds, lets a coarser form of the network answer in these (`early_rounds`).
     """
 
     @property
@@ -258,6 +259,16 @@ class Budgeted:
 def sees(attack: Attack) -> Sees:
     """What an attack must be shown."""
     return attack.sees if isinstance(attack, AnswersOnly) else "gradients"
+
+
+def early_rounds(attack: Attack, norm: Norm) -> float:
+    """How many rounds of a search for the nearest image may be in a coarser form of the network; -1 for none.
+
+    An attack says so by `early`, a share of its rounds, if it ends at the boundary wherever they have brought it. Never
+    in L0: a count of pixels does not lie a little beside the right one.
+    """
+    share: float = getattr(attack, "early", 0.0)
+    return share * attack.rounds if share > 0 and norm != "l0" else -1.0
 
 
 def serves(attack: Attack) -> tuple[Norm, ...]:

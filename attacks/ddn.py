@@ -48,6 +48,7 @@ class DDN:
     nearest_in: ClassVar[tuple[Norm, ...]] = ("l2",)
     takes_eps: ClassVar[bool] = False
     takes_goal: ClassVar[bool] = True
+    early: ClassVar[float] = 0.85
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:

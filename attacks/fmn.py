@@ -69,6 +69,8 @@ class FMN:
     nearest_in: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1", "l0")
     takes_eps: ClassVar[bool] = True
     takes_goal: ClassVar[bool] = True
+    first_share: ClassVar[float] = 1.0  # in L1 without an eps, the first step as a share of the first radius
+    early: ClassVar[float] = 0.85
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -121,7 +123,7 @@ class FMN:
             alpha = (_LAST_STEP + (self.first_step - _LAST_STEP) * anneal) * s.threat.eps
             return per_row(alpha, s.x) * s.threat.steepest(grad)
         grad = grad.sign() if s.threat.norm == "linf" else grad
-        alpha = _FREE_STEP[1] + (_first_length(s) - _FREE_STEP[1]) * anneal
+        alpha = _FREE_STEP[1] + (_first_length(s, self.first_share) - _FREE_STEP[1]) * anneal
         return per_row(alpha / (norm_of(grad, "l2") + _TINY), s.x) * grad
 
 
@@ -130,12 +132,12 @@ def _loss_to(target: Tensor) -> LossFn:
     return lambda logits, y: torch.where(target == y, Margin()(logits, y), TargetedMargin()(logits, y, target))
 
 
-def _first_length(s: FMNState) -> Tensor:
+def _first_length(s: FMNState, share: float) -> Tensor:
     """(B,): a length in L2, for the first step without an eps; never beyond the diagonal of the box of images."""
     diagonal = math.sqrt(s.x[0].numel())
     if s.threat.norm == "l0":
         return torch.full_like(s.reach, _FREE_STEP[0])
-    longest = s.reach * diagonal if s.threat.norm == "linf" else s.reach
+    longest = s.reach * {"linf": diagonal, "l1": share}.get(s.threat.norm, 1.0)
     return longest.clamp(min=_SHORTEST.get(s.threat.norm, _FREE_STEP[0]), max=diagonal)
 
 
@@ -177,9 +179,12 @@ class FMNT(FMN):
     Restart r aims at the class with the r-th largest logit among the wrong ones at the clean image; with fewer wrong
     classes than restarts the order begins again, each time from another random start. With a goal every restart aims at
     that class.
+    Differs: in L1 without an eps the first step is a quarter of the first radius, since one class is farther than the
+    nearest.
     """
 
     restarts: int = 9
+    first_share: ClassVar[float] = 0.25
 
     def aim(self, oracle: QueryModel, x: Tensor, y: Tensor, rng: ExampleRng) -> Tensor:
         ranked = ranked_classes(oracle.logits(x), y)

@@ -60,7 +60,7 @@ class Bench:
     def __init__(self, classifier: Classifier, x: Tensor, y: Tensor, norm: Norm) -> None:
         self.classifier, self.x, self.y = classifier, x, y
         self.threat = ThreatModel.unbounded(norm)
-        self.search: SearchModel = choose_form(classifier, x, y, exact=True)[0]
+        self.search: SearchModel = choose_form(classifier, x, y, exact=True, walks=norm != "l0")[0]
 
     def run(self, entrant: Entrant, n: int | None = None) -> tuple[list[float], Cost, int]:
         """Distance of each of the first n images, infinite without success; what was spent; passes of the judge."""

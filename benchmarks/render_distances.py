@@ -6,7 +6,7 @@ from typing import Any
 
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 
-__all__ = ["distances", "distances_attacks", "distances_settings"]
+__all__ = ["distances", "distances_attacks", "distances_settings", "speed_distances"]
 
 
 def distances() -> str:
@@ -60,6 +60,35 @@ def distances_settings() -> str:
     rows = [(*key, ", ".join(f"`{name}={value}`" for name, value in held.items())) for key, held in listed.items()]
     versions = ", ".join(f"{package} {version}" for package, version in result["libraries"].items())
     return f"{markdown_table(('norm', 'attack', 'budget', 'settings'), rows)}\n\n{versions}"
+
+
+def speed_distances() -> str:
+    """How long the same distance takes, ours and theirs."""
+    result, rows = load_result("speed-distances"), []
+    for row in result["rows"]:
+        for what, line in row["lines"].items():
+            ours, theirs, seconds = line["ours"], line["theirs"], line["seconds"]
+            ratio = "not reached"
+            if seconds is not None:
+                r = seconds["ratio"]
+                ratio = f"{r['median']:.2f} [{r['min']:.2f}, {r['max']:.2f}]"
+            rows.append((row["classifier"], row["norm"], what, _tried(theirs), _tried(ours), ratio))
+    header = (
+        "classifier", "norm", "compared", "theirs: attack, budget, median", "ours", "seconds, theirs / ours [min, max]",
+    )  # fmt: skip
+    budgets = ", ".join(map(str, result["budgets"]))
+    told = (
+        f"{max(row['images'] for row in result['rows'])} images (half of it in colour), budgets {budgets}, "
+        f"{result['pairs']} pairs."
+    )
+    return f"{markdown_table(header, rows)}\n\n{told} {source(result)}"
+
+
+def _tried(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return "–"
+    library = "" if one["library"] == "robustgen" else f"{one['library']} "
+    return f"{library}`{one['attack']}`, {one['budget']}, {one['median']:.4g}"
 
 
 def _ratio(attack: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import Attack, Rows, State, sees
+from robustgen.attacks.base import Attack, Rows, State, early_rounds, sees
 from robustgen.judge import Judge, judging_streams
 from robustgen.memory import is_memory_error
 from robustgen.oracle import Cost, Oracle
@@ -36,6 +36,7 @@ Fetch = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 Goals = Callable[[Sequence[int]], Tensor]
 """Example ids -> (B,) int64, the class that each prediction must become."""
 
+_MUCH_NEARER = 0.7  # of the nearest distance; what early rounds find is seldom the nearest in the end
 _REFILL_SHARE = 8  # rows are refilled when an eighth of the batch stands empty: small refills cost more than they save
 
 
@@ -157,7 +158,8 @@ def run(
     waiting = deque(_Entry(id_) for id_ in ids)
     found: dict[int, Outcome] | None = None if judge.threat.bounded else {}
     rows: _Batch | None = None
-    with oracle.showing(sees(attack)):
+    early_until = -1.0 if found is None else early_rounds(attack, threat.norm)
+    with oracle.showing(sees(attack), early_until=early_until):
         while waiting or rows is not None:
             vacant = batch_size - (0 if rows is None else len(rows))
             if waiting and (rows is None or vacant * _REFILL_SHARE >= batch_size or vacant >= len(waiting)):
@@ -171,7 +173,7 @@ def run(
                 log.warning(
                     "memory is exhausted by a larger batch: going on with %d rows at once, same results", largest
                 )
-            rows = _settle(rows, attack, judge, waiting, finish, only_last, unasked, found, queries)
+            rows = _settle(rows, attack, judge, waiting, finish, only_last, unasked, found, queries, early_until)
 
 
 def _enter(
@@ -239,6 +241,7 @@ def _settle(
     unasked: bool,
     found: dict[int, Outcome] | None,
     queries: int | None,
+    early_until: float,
 ) -> _Batch | None:
     """Let out the rows that are broken, ill or done; returns those that stay, or None.
 
@@ -247,7 +250,8 @@ def _settle(
     s = rows.state
     ill = ~s.logits.isfinite().all(1)
     silent = ill | ~s.ended(attack.rounds) if only_last else ill
-    broken = _judge_candidates(rows, judge, _measure(rows, judge.threat, silent, unasked), finish, found)
+    hit = _measure(rows, judge.threat, silent, unasked)
+    broken = _judge_candidates(rows, judge, hit, finish, found, early_until)
     spent = torch.zeros_like(broken) if queries is None else rows.forwards >= queries
     done = (s.ended(attack.rounds).cpu() | spent) & ~broken & ~ill.cpu()
     for row in ill.nonzero().flatten().tolist():
@@ -293,11 +297,13 @@ def _remember(rows: _Batch, inside: Tensor, gap: Tensor, hit: Tensor) -> None:
 
 
 def _judge_candidates(
-    rows: _Batch, judge: Judge, hit: Tensor, finish: Callable[[Outcome], None], found: dict[int, Outcome] | None
-) -> Tensor:
+    rows: _Batch, judge: Judge, hit: Tensor, finish: Callable[[Outcome], None], found: dict[int, Outcome] | None,
+    early_until: float,
+) -> Tensor:  # fmt: skip
     """Judge the rows that the search form saw misclassified inside; (B,) bool on the CPU: those that leave as broken.
 
-    Where there is no eps only a point nearer than the nearest before is judged, and nobody leaves.
+    Where there is no eps only a point nearer than the nearest before is judged, in early rounds much nearer, and nobody
+    leaves.
     """
     s = rows.state
     broken = torch.zeros(len(rows), dtype=torch.bool)
@@ -305,7 +311,8 @@ def _judge_candidates(
     if found is not None and len(candidates):
         reached = [found[id_].distance if id_ in found else math.inf for id_ in rows.ids[candidates.cpu()].tolist()]
         distance = judge.threat.distance(s.x[candidates], s.x_adv[candidates])
-        candidates = candidates[distance < torch.tensor(reached, dtype=torch.float64, device=distance.device)]
+        share = torch.where(s.i[candidates] > early_until, 1.0, _MUCH_NEARER).to(distance)
+        candidates = candidates[distance < share * torch.tensor(reached).to(distance)]
     if not len(candidates):
         return broken
     rng = judging_streams(s.rng.take(candidates), s.i[candidates])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ class Oracle:
         model: (B, C, H, W) float32 in [0, 1] -> (B, K) float32, eval mode, parameters frozen. One that says
             `stochastic` is given streams as second argument, once `look_at` has told whose rows they are.
         eot: draws averaged in each query of a stochastic model (expectation over transformation; Athalye et al.
-            2018, arXiv:1802.00420, section 4.2); 1 for deterministic models.
+            2018, arXiv:1802.00420, section 4.2); 1 for deterministic models. A deterministic one that has an `early`
+            answers with that at the first places of an attack.
         rows: of several draws that are sent at once, one draw of every image at least.
     """
 
@@ -53,15 +55,21 @@ class Oracle:
         self.shows: Sees = "gradients"
         self._streams: ExampleRng | None = None
         self._queries = 0
+        self._early_until = -1.0
+        self._is_early: Tensor | None = None
 
     @contextmanager
-    def showing(self, shows: Sees) -> Iterator[None]:
-        """Show an attack no more than this: "scores" without gradients, "labels" as logits 1 and 0."""
-        before, self.shows = self.shows, shows
+    def showing(self, shows: Sees, *, early_until: float = -1.0) -> Iterator[None]:
+        """Show an attack no more than this: "scores" without gradients, "labels" as logits 1 and 0.
+
+        Up to the place `early_until` of a row, included, the model may answer in its form of the first rounds.
+        """
+        before, self.shows = (self.shows, self._early_until), shows
+        self._early_until = early_until if getattr(self.model, "early", None) is not None else -1.0
         try:
             yield
         finally:
-            self.shows = before
+            (self.shows, self._early_until), self._is_early = before, None
 
     def look_at(self, rng: ExampleRng, place: Tensor) -> None:
         """Say whose rows the queries are about from now on, each at its place (B,) int64 in the attack.
@@ -71,6 +79,7 @@ class Oracle:
         if getattr(self.model, "stochastic", False):
             self._streams = streams_at(rng, "query", place)
             self._queries = 0
+        self._is_early = place <= self._early_until if self._early_until >= 0 else None
 
     def logits(self, x: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, K) float32, averaged over `eot` draws, without gradients; rows that are `known` are taken from there.
@@ -95,8 +104,24 @@ class Oracle:
         total = torch.zeros(())
         with torch.no_grad():
             for copies, streams in self._draws(len(x), rows):
-                total = total + self.model(x.repeat(copies, 1, 1, 1), *streams).unflatten(0, (copies, -1)).sum(0)
+                total = total + self._ask(x.repeat(copies, 1, 1, 1), streams, rows).unflatten(0, (copies, -1)).sum(0)
         return total / self.eot
+
+    def _ask(self, x: Tensor, streams: tuple[ExampleRng, ...], rows: Tensor | None = None) -> Tensor:
+        """Logits (B, K) of the model, row by row in the form that its place in the attack allows."""
+        early = self._is_early
+        if early is not None and rows is not None:
+            early = early[rows.to(early.device)]
+        if early is None or not early.any():
+            logits: Tensor = self.model(x, *streams)
+            return logits
+        low = cast(nn.Module, self.model.early)
+        if early.all():
+            return cast(Tensor, low(x))
+        here = early.to(x.device)
+        parts = [model(x[which]) for model, which in ((low, here), (self.model, ~here))]
+        order = torch.cat([here.nonzero(), (~here).nonzero()]).flatten().argsort()
+        return torch.cat(parts)[order]
 
     def _draws(self, size: int, rows: Tensor | None = None) -> Iterator[tuple[int, tuple[ExampleRng, ...]]]:
         """How often the images go into the model at once, and what goes with them, until every draw is done.
@@ -125,7 +150,7 @@ class Oracle:
         losses, grads, outputs = torch.zeros(()), torch.zeros_like(x), torch.zeros(())
         for copies, streams in self._draws(len(x)):
             leaf = x.detach().requires_grad_()
-            logits = self.model(leaf.repeat(copies, 1, 1, 1) if copies > 1 else leaf, *streams)
+            logits = self._ask(leaf.repeat(copies, 1, 1, 1) if copies > 1 else leaf, streams)
             value = torch.stack([loss(part, y) for part in logits.split(len(x))])
             if value.requires_grad:
                 (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True, materialize_grads=True)

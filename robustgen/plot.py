@@ -152,7 +152,7 @@ def _sweep(run: OpenedRun, classifier: Classifier, ids: Sequence[int], device: t
     spec = run.record.spec
     x, y = (part.to(device) for part in run.dataset.batch(ids[:64]))
     check_classifier(classifier, x, y)
-    form = spec["precision"] if has_bfloat16(device) or not spec["precision"].startswith("bfloat16") else "auto"
+    form = spec["precision"] if has_bfloat16(device) or "bfloat16" not in spec["precision"] else "auto"
     search, _ = choose_form(classifier, x, y, form)
     with torch.no_grad():
         plan = _plan_of(run, int(classifier(x[:1]).shape[1])).for_all_examples()

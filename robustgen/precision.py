@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ _PROBE_ROWS = 64
 _SLOW_PROBE_SECONDS = 0.1  # beyond this the timing uses fewer rows
 _GAIN = 1.15  # a less plain form must be this much faster to be taken
 _PLAIN = "float32"
+_LOW = "begins_bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +36,27 @@ class SearchForm:
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     folded: bool = False
+    begins_low: bool = False  # an attack that says so takes its first rounds in bfloat16
 
     def __str__(self) -> str:
         parts = [str(self.dtype).removeprefix("torch.")]
-        return "+".join(parts + ["channels_last"] * self.channels_last + ["folded"] * self.folded)
+        parts += ["channels_last"] * self.channels_last + ["folded"] * self.folded
+        return "+".join(parts + [_LOW] * self.begins_low)
+
+    @property
+    def first(self) -> SearchForm:
+        """That of the first rounds."""
+        return replace(self, dtype=torch.bfloat16, channels_last=True, begins_low=False) if self.begins_low else self
 
 
 def parse_form(text: str) -> SearchForm:
     """Read a form as a record holds it: "bfloat16+channels_last+folded"."""
     dtype, *rest = text.split("+")
-    if dtype not in ("float32", "bfloat16") or set(rest) - {"channels_last", "folded"}:
+    if dtype not in ("float32", "bfloat16") or set(rest) - {"channels_last", "folded", _LOW}:
         raise SpecError(
             f"--precision must be auto, float32 or another form such as float32+channels_last+folded, got '{text}'."
         )
-    return SearchForm(getattr(torch, dtype), "channels_last" in rest, "folded" in rest)
+    return SearchForm(getattr(torch, dtype), "channels_last" in rest, "folded" in rest, _LOW in rest)
 
 
 class _Float32Head(nn.Module):
@@ -67,6 +75,7 @@ class SearchModel(nn.Module):
     """The classifier in a `SearchForm`: (B, C, H, W) float32 in [0, 1] -> (B, K) float32.
 
     A classifier that is made of several networks says itself what it is in a form, by a method `in_form`.
+    `early` is the same in the form of the first rounds, where that is another one; else None.
 
     Raises:
         Exception: whatever the network raises when it cannot take that form; `choose_form` catches it.
@@ -75,6 +84,7 @@ class SearchModel(nn.Module):
     def __init__(self, classifier: nn.Module, form: SearchForm) -> None:
         super().__init__()
         self.form = form
+        self.early = SearchModel(classifier, form.first) if form.begins_low else None
         self.stochastic: bool = getattr(classifier, "stochastic", False)
         self.converts = not hasattr(classifier, "in_form")
         if str(form) == _PLAIN:
@@ -129,7 +139,7 @@ def _keep_head(network: nn.Module) -> None:
 
 
 def choose_form(
-    classifier: nn.Module, x: Tensor, y: Tensor, request: str = "auto", *, exact: bool = False
+    classifier: nn.Module, x: Tensor, y: Tensor, request: str = "auto", *, exact: bool = False, walks: bool = False
 ) -> tuple[SearchModel, list[str]]:
     """The form to search in.
 
@@ -138,12 +148,28 @@ def choose_form(
         x, y: some real examples, (B, C, H, W) float32 in [0, 1] and (B,) int64.
         request: "auto" measures; "float32" is the network as it is; anything else is a form to use as it is.
         exact: "auto" stays in float32: for a search along the boundary, where bfloat16 errs on which side a point is.
+        walks: with `exact`, the first rounds may be in bfloat16: of attacks that end at the boundary all the same.
 
     Returns:
         The model to search, and notes that say which forms the network could not take and why.
     """
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):  # a classifier may draw from it
-        return _choose(classifier, x, y, request, exact)
+        chosen, notes = _choose(classifier, x, y, request, exact)
+        if request == "auto" and exact and walks:
+            chosen = _with_low_start(classifier, chosen, x, y)
+        return chosen, notes
+
+
+def _with_low_start(classifier: nn.Module, chosen: SearchModel, x: Tensor, y: Tensor) -> SearchModel:
+    """The same form with first rounds in bfloat16, where the network can take them and they are quicker."""
+    if chosen.stochastic or not has_bfloat16(x.device):
+        return chosen
+    low, _ = _first_that_works(classifier, torch.bfloat16, x[:8], _answers(chosen, x[:8]))
+    form = replace(chosen.form, begins_low=True)
+    x, y = x[:_PROBE_ROWS], y[:_PROBE_ROWS]
+    if low is None or low.form != form.first or _seconds(low, x, y) * _GAIN >= _seconds(chosen, x, y):
+        return chosen
+    return SearchModel(classifier, form)
 
 
 def _choose(classifier: nn.Module, x: Tensor, y: Tensor, request: str, exact: bool) -> tuple[SearchModel, list[str]]:

@@ -160,7 +160,8 @@ def prepare(
     ranks.agree(spec)
     exact = not threats[0].bounded or any(map(needs_float32, plans))
     searched = surrogates or classifier
-    search, notes = _shared_form(searched, x, y, recorded or request.precision, ranks, exact=exact)
+    asked_form, walks = recorded or request.precision, _walks(threats[0])
+    search, notes = _shared_form(searched, x, y, asked_form, ranks, exact=exact, walks=walks)
     notes += notes_of(classifier)
     spec = replace(spec, precision=str(search.form))
     return Job(
@@ -294,13 +295,18 @@ def _with_start(plan: Plan, start: Adversarials | None) -> Plan:
     return plan if start is None else replace(plan, attacks=(Replay(source=start, project=1), *plan.attacks))
 
 
+def _walks(threat: ThreatModel) -> bool:
+    """Do attacks end at the boundary whatever their first rounds say, so that these may be coarse?"""
+    return not threat.bounded and threat.norm != "l0"
+
+
 def _shared_form(
-    classifier: nn.Module, x: Tensor, y: Tensor, request: str, ranks: Ranks, *, exact: bool
+    classifier: nn.Module, x: Tensor, y: Tensor, request: str, ranks: Ranks, *, exact: bool, walks: bool
 ) -> tuple[SearchModel, list[str]]:
     """What `choose_form` says on rank 0, whose timing the others do not disturb."""
     if isinstance(classifier, Remote):  # there is one form, and timing it would be paid for
         return SearchModel(classifier, SearchForm()), []
-    chosen = choose_form(classifier, x, y, request, exact=exact) if ranks.first else None
+    chosen = choose_form(classifier, x, y, request, exact=exact, walks=walks) if ranks.first else None
     form = ranks.from_first(None if chosen is None else str(chosen[0].form))
     return chosen or choose_form(classifier, x, y, str(form))
 

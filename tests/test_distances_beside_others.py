@@ -17,6 +17,7 @@ from robustgen.benchmarks import distances as script
 from robustgen.benchmarks import distances_peers, render_distances
 from robustgen.benchmarks.distances import Bench, measure, optimality, share_near
 from robustgen.benchmarks.distances_peers import Counted, Entrant, entrants
+from robustgen.benchmarks.speed import distances as speed
 from robustgen.classifiers import load_classifier
 from robustgen.threat import Norm
 from tests.nearest_helpers import FarLinear
@@ -104,11 +105,11 @@ def test_ours_keep_the_budget(norm: Norm) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_others_are_beside_one_of_ours(norm: Norm) -> None:
-    """Each names one of ours of the same norm, or none; FMN, which all have, has two others beside it."""
+    """Each names one of ours of the same norm, or none; FMN has two others beside it, twice in L1."""
     listed = entrants(norm, 600, 10)
     ours = {entrant.attack for entrant in listed if entrant.library == "robustgen"}
     assert {entrant.like for entrant in listed} <= ours | {""}
-    assert 2 == sum(entrant.like == "fmn" for entrant in listed)
+    assert (4 if norm == "l1" else 2) == sum(entrant.like == "fmn" for entrant in listed)
     assert {entrant.library for entrant in listed} <= {"robustgen", *distances_peers.LIBRARIES}
 
 
@@ -184,3 +185,15 @@ def test_rows_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         path = tmp_path / "distances.json"
         assert runs == len(done)
         assert rows == (len(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else None)
+
+
+def test_the_quickest_at_the_same_distance() -> None:
+    """Theirs within 1 % of their best; ours at most as far as theirs; None where nothing of ours is."""
+
+    def tried(library: str, median: float, seconds: float) -> speed.Tried:
+        return speed.Tried(Entrant(library, "fmn", "", {}), 100, median, seconds)
+
+    far, near, best = (tried("adv_lib", *one) for one in ((1.1, 1.0), (1.009, 2.0), (1.0, 3.0)))
+    quick, slow, worse = (tried("robustgen", *one) for one in ((1.009, 0.7), (0.9, 5.0), (1.01, 0.1)))
+    assert speed.sides([far, near, best, worse, slow, quick]) == (near, quick)
+    assert speed.sides([far, near, best, worse]) == (near, None)
