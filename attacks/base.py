@@ -186,7 +186,8 @@ class Targetable(Attack, Protocol):
     """An attack that can be told which class the prediction must become.
 
     Its `init` takes one argument more, `goal` (B,) int64 or None, hands it to `State.start`, and the attack asks
-    `State.reached`, `State.gap` and `State.aimed` in place of argmax, margin and loss.
+    `State.reached`, `State.gap` and `State.aimed` in place of argmax, margin and loss. One that sees labels alone is
+    given an image of that class to begin at, inside eps or not.
     """
 
     @property

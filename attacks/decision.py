@@ -1,8 +1,8 @@
 """Attacks that see the predicted label and nothing else: how each of them begins.
 
 A row looks for any misclassified image, bisects the way to it, and then goes along the boundary as its attack says, one
-query a round. The engine is shown every point: inside an eps the first misclassified one ends the attack, without an
-eps the nearest one counts.
+query a round. With a goal only that class counts, and the row begins at an image of it, where one is given. The engine
+is shown every point: inside an eps the first misclassified one ends the attack, without an eps the nearest one counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DecisionState(State):
 
     Attributes:
         x_next: (B, C, H, W), what the next round queries.
-        wrong: (B,) bool, whether the last answer was another class than y.
+        wrong: (B,) bool, whether the last answer was another class than y; with a goal, whether it was that class.
         phase: (B,) int64.
         far: (B, C, H, W), the misclassified end of the bisection; the other is x.
         low, high: (B,), what is being bisected; in the bisection parts of the way from x to `far`.
@@ -56,6 +56,7 @@ class DecisionBased(Budgeted, ABC):
     """The start, the bisection, and the round; what comes after is the attack's own."""
 
     takes_eps: ClassVar[bool] = True
+    takes_goal: ClassVar[bool] = True
     sees: ClassVar[Sees] = "labels"
     nearest_in: ClassVar[tuple[Norm, ...]] = ("l2",)
 
@@ -79,18 +80,21 @@ class DecisionBased(Budgeted, ABC):
         """How close the bisection comes, as a part of the way."""
         return 2.0**-10
 
-    def init(self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng) -> DecisionState:
+    def init(
+        self, oracle: QueryModel, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng,
+        goal: Tensor | None = None,
+    ) -> DecisionState:  # fmt: skip
         zero = x.new_zeros(len(x))
         return self.start(
-            x, y, threat, rng, x_next=noise(x, rng, torch.zeros_like(y)), wrong=torch.zeros_like(y, dtype=torch.bool),
-            phase=torch.zeros_like(y), far=x, low=zero, high=zero + 1, here=x,
+            x, y, threat, rng, goal=goal, x_next=noise(x, rng, torch.zeros_like(y)), phase=torch.zeros_like(y),
+            wrong=torch.zeros_like(y, dtype=torch.bool), far=x, low=zero, high=zero + 1, here=x,
         )  # fmt: skip
 
     def step(self, oracle: QueryModel, s: State) -> DecisionState:
         """Query one point for every row, learn from the label, and choose the next point."""
         assert isinstance(s, DecisionState)
         logits = oracle.logits(s.x_next)
-        s = replace(s, x_adv=s.x_next, logits=logits, wrong=logits.argmax(1) != s.y, i=s.i + 1)
+        s = replace(s, x_adv=s.x_next, logits=logits, wrong=s.reached(logits), i=s.i + 1)
         s = route(s, s.phase, (_learn_start, self._learn_bisection, *self.learn()))
         return route(s, s.phase, (_propose_start, _propose_bisection, *self.propose()))
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from robustgen import engine
-from robustgen.attacks.base import Attack
+from robustgen.attacks.base import Attack, sees
 from robustgen.attacks.nearest import check_goal
 from robustgen.attacks.plans import Plan, parse_attack
+from robustgen.class_images import starts_in_class
 from robustgen.classifiers import check_classifier, load_classifier
 from robustgen.data import load_data
 from robustgen.errors import SpecError
@@ -155,6 +156,9 @@ def attack(
         if outcome.x_adv is not None:
             adversarial[outcome.id] = outcome.x_adv.to(adversarial)
 
+    def fetch(ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return images[list(ids)], labels[list(ids)]
+
     judge = Judge(classifier, limits)
     with strict_float32():
         seen = [judge.see(part) for part in images.split(batch_size)]
@@ -162,11 +166,12 @@ def attack(
         aim.check(logits.shape[1])
         targets = aim.targets(labels, logits)
         due = predictions == labels if targets is None else (predictions == labels) & (targets != labels)
+        aims = None if targets is None or sees(chosen) != "labels" else dict(enumerate(targets.tolist()))
         engine.run(
-            chosen, Oracle(SearchModel(classifier, SearchForm())), judge,
-            lambda ids: (images[list(ids)], labels[list(ids)]), due.nonzero().flatten().tolist(), limits,
-            seed=seed, batch_size=batch_size, finish=finish,
+            chosen, Oracle(SearchModel(classifier, SearchForm())), judge, fetch, due.nonzero().flatten().tolist(),
+            limits, seed=seed, batch_size=batch_size, finish=finish,
             goals=None if targets is None else lambda ids: targets[list(ids)],
+            starts=None if aims is None else starts_in_class(fetch, dataset.labels, judge, aims, seed=seed),
         )  # fmt: skip
     return adversarial
 

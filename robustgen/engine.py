@@ -149,7 +149,8 @@ def run(
         batch_size: rows held at once.
         finish: called once for each id, as soon as its outcome is known.
         keep_nearest: fill in `Outcome.nearest` of those that were not broken.
-        starts: where an example begins, (C, H, W), instead of where the attack would; None for there.
+        starts: where an example begins, (C, H, W), instead of where the attack would; None for there. It is brought
+            into the threat model, but not for an attack that sees labels, which comes from outside.
         only_last: only the last point of a row is judged: the oracle speaks for another classifier than the judge.
         unasked: with `only_last`, that point is judged whatever the oracle says of it.
         goals: the class that each prediction must become, for an attack that can be told one; None for any wrong one.
@@ -199,7 +200,7 @@ def _enter(
         given = [starts(id_) for id_ in ids.tolist()]
         known = torch.tensor([start is not None for start in given], device=x.device)
         first = torch.stack([image if start is None else start.to(x) for start, image in zip(given, x, strict=True)])
-        state = state.begin_at(threat.project(x, first), known)
+        state = state.begin_at(first if sees(attack) == "labels" else threat.project(x, first), known)
     nearest = None
     if keep_nearest:
         points = [image if entry.nearest is None else entry.nearest for entry, image in zip(entering, x, strict=True)]

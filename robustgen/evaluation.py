@@ -14,6 +14,7 @@ from robustgen import engine
 from robustgen.attacks.base import sees
 from robustgen.attacks.losses import goal_margin, margin
 from robustgen.attacks.queries import counts_queries
+from robustgen.class_images import starts_in_class
 from robustgen.defended import crossed_by
 from robustgen.distances import summarise_distances
 from robustgen.environment import describe_environment
@@ -193,7 +194,8 @@ class _Run:
         begun, seen = time.perf_counter(), self.journal.passed.get(stage.label, {})
         if stage.most is not None and self._left_before(stage) > stage.most:
             return
-        due = [id_ for id_ in self.standing if self._is_near(id_, stage)]
+        share = math.inf if stage.within is None else stage.within
+        due = [id_ for id_ in self.standing if share == math.inf or self.margin[id_] < share * self.clean_margin[id_]]
         for id_ in due:
             if id_ in seen:
                 self._left(stage, engine.Outcome.from_json(id_, seen[id_]))
@@ -238,7 +240,10 @@ class _Run:
         return torch.tensor([self.targets[id_] for id_ in ids])
 
     def _starts(self, stage: Stage) -> Callable[[int], Tensor | None] | None:
-        """Where the attacks before came nearest, for a rung that begins there."""
+        """Where the attacks before came nearest, for a rung that begins there; by labels, at an image of the goal."""
+        if self.targets and sees(stage.attack) == "labels":
+            labels, judge = self.job.dataset.labels, self.judges[stage.threat]
+            return starts_in_class(self.fetch, labels, judge, self.targets, seed=self.job.spec.seed)
         if stage.rung is None or not stage.rung.warm:
             return None
         self.journal.flush()
@@ -280,9 +285,6 @@ class _Run:
         if outcome.broken and self.job.plan.individual:
             outcome = replace(outcome, x_adv=None) if self.slots else outcome  # the journal has it
             self.hits.setdefault(outcome.id, []).append((stage, outcome))
-
-    def _is_near(self, id_: int, stage: Stage) -> bool:
-        return stage.within is None or self.margin[id_] < stage.within * self.clean_margin[id_]
 
     def _left_before(self, stage: Stage) -> float:
         """The share of the examples classified right that no attack before this one has broken, of all ranks."""

@@ -28,7 +28,7 @@ INSIDE = ["fgsm", "pgd:steps=40", "pgd:steps=40:loss=margin", "apgd-ce:steps=40"
           "fmn-t:steps=40:restarts=1", "fab-t:steps=20:restarts=1", "square:steps=400",
           "nes:queries=800", "spsa:queries=800", "bandits:queries=800:tile=1", "simba:queries=800"]  # fmt: skip
 FREE = ["fmn:steps=150", "fmn-t:steps=150:restarts=1", "ddn:steps=300:loss=margin", "cw", "fab-t:steps=60:restarts=1"]
-REFUSE = {"boundary", "deepfool", "fab", "hopskipjump", "malt", "surfree"}  # they take whichever class they come to
+REFUSE = {"deepfool", "fab", "malt"}  # they take whichever class they come to
 
 
 def attack_towards(
