@@ -1,8 +1,10 @@
-"""The same attacks measured by AttackBench's own code: its distances, its count of passes, its optimality.
+"""Minimum-norm attacks, ours and others', as AttackBench's own code measures them: its budget, its optimality.
 
-Prints one line an attack, for a check of `robustgen.benchmarks.distances` by others' hands: AttackBench takes the
-nearest adversarial image that it saw on the way, in float32, counts values and not pixels in L0, and counts the passes
-of our judge as ours. No limit is set on them, since every attack has its budget already. Stores nothing.
+AttackBench takes the nearest adversarial image that it saw on the way, in float32, counts values and not pixels in L0,
+and stops every attack at 2,000 forwards and backwards an image. It counts the passes of our judge as ours, so that ours
+plan a hundred less.
+
+Needs attackbenchlib beside the other libraries; give it an environment of its own, since it brings wandb.
 
 Source: Cinà et al. 2024, arXiv:2404.19460; the package attackbenchlib.
 """
@@ -11,20 +13,32 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import robustgen
-from robustgen.benchmarks.distances import BUDGET, CLASSIFIERS, images, run_ours
-from robustgen.benchmarks.distances_peers import INSTALL, Entrant, entrants, missing_libraries
+from robustgen.benchmarks.distances import images, run_ours
+from robustgen.benchmarks.distances_peers import INSTALL, LIBRARIES, Entrant, entrants, missing_libraries
+from robustgen.benchmarks.harness import Pieces, store
 from robustgen.environment import tune_process
 from robustgen.judge import Judge
 from robustgen.oracle import Oracle
-from robustgen.threat import BALLS, Norm, ThreatModel
+from robustgen.threat import Norm, ThreatModel
+
+NAME = "distances_attackbench"
+BUDGET = 2000  # AttackBench's own
+JUDGED = 100  # forwards of our judge, at most
+CASES: tuple[tuple[str, Norm, int], ...] = (
+    ("fmnist-at-l2", "l2", 24), ("fmnist-at-l2", "linf", 24), ("fmnist-at-l2", "l1", 24), ("fmnist-standard", "l0", 24),
+    ("fmnist-standard", "l2", 24), ("cifar10-at", "l2", 12), ("cifar10-at", "linf", 12),
+)  # fmt: skip
 
 
 def as_attack(entrant: Entrant, norm: Norm) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
@@ -40,38 +54,65 @@ def as_attack(entrant: Entrant, norm: Norm) -> Callable[[nn.Module, Tensor, Tens
     return attack
 
 
+def listed(norm: Norm, budget: int, classes: int) -> list[Entrant]:
+    """Theirs at the whole budget, ours with room for the judge; one of ours that has no like elsewhere too."""
+    ours = [one for one in entrants(norm, budget - JUDGED, classes) if one.library == "robustgen"]
+    return [*ours, *(one for one in entrants(norm, budget, classes) if one.library != "robustgen")]
+
+
+def measure(name: str, norm: Norm, n: int, budget: int, data_dir: Path | None) -> dict[str, Any]:
+    """One row: every attack through AttackBench."""
+    bench, classifier = importlib.import_module("attackbench"), robustgen.load_classifier(name)
+    x, y = images(classifier, data_dir, n)
+    entered, found = listed(norm, budget, int(classifier(x[:1]).shape[1])), []
+    for entrant in entered:
+        data = DataLoader(TensorDataset(x, y), batch_size=len(x))
+        found.append(
+            bench.run_attack(
+                classifier, data, as_attack(entrant, norm), norm, query_budget=budget, use_cached=False, debug=True
+            )
+        )
+    names = [f"{k} {entrant.library} {entrant.attack}" for k, entrant in enumerate(entered)]
+    scores = bench.compare_attacks_optimality(found, threat_model=norm, attack_names=names)["optimality_scores"]
+    attacks = [
+        _said(entrant, result, float(scores[label]), norm)
+        for entrant, label, result in zip(entered, names, found, strict=True)
+    ]
+    return {"classifier": name, "norm": norm, "images": n, "budget": budget, "attacks": attacks}
+
+
+def _said(entrant: Entrant, result: dict[str, Any], optimality: float, norm: Norm) -> dict[str, Any]:
+    spent = {key: sum(result[f"num_{key}"]) / len(result["num_forwards"]) for key in ("forwards", "backwards")}
+    distances: Sequence[float] = sorted(result["distances"][norm])
+    middle = distances[(len(distances) - 1) // 2]
+    said = {
+        "library": entrant.library, "attack": entrant.attack, "like": entrant.like, "optimality": optimality,
+        "median": middle if middle < float("inf") else None, **spent,
+    }  # fmt: skip
+    print("  {library} {attack}: optimality {optimality:.3f}, median {median}".format(**said), flush=True)
+    return said
+
+
 def main() -> None:
-    """Run every attack through AttackBench and print what it says."""
+    """Run every attack through AttackBench, print what it says, store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classifier", choices=CLASSIFIERS, default="fmnist-at-l2")
-    parser.add_argument("--norm", choices=(*BALLS, "l0"), default="l2")
     parser.add_argument("--budget", type=int, default=BUDGET, help="forwards and backwards an image")
-    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--images", type=int, help="instead of what each classifier has")
+    parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies; by default $ROBUSTGEN_DATA")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "attackbench", help="for what is done already")
+    parser.add_argument("--dry", action="store_true", help="store nothing")
     options = parser.parse_args()
     if missing_libraries() or find_spec("attackbench") is None:
         raise SystemExit(f"This needs other libraries and AttackBench; type {INSTALL} attackbenchlib.")
     tune_process()
-    bench = importlib.import_module("attackbench")
-    classifier = robustgen.load_classifier(options.classifier)
-    x, y = images(classifier, None, options.images)
-    listed = entrants(options.norm, options.budget, int(classifier(x[:1]).shape[1]))
-    found = []
-    for entrant in listed:
-        data = DataLoader(TensorDataset(x, y), batch_size=len(x))
-        found.append(
-            bench.run_attack(
-                classifier, data, as_attack(entrant, options.norm), options.norm, query_budget=None, use_cached=False
-            )
-        )
-    names = [f"{entrant.library} {entrant.attack}" for entrant in listed]
-    said = bench.compare_attacks_optimality(found, threat_model=options.norm, attack_names=names)
-    for name, result in zip(names, found, strict=True):
-        spent = (sum(result[key]) / len(x) for key in ("num_forwards", "num_backwards"))
-        middle = sorted(result["distances"][options.norm])[(len(x) - 1) // 2]
-        print(
-            f"{name:<34} optimality {said['optimality_scores'][name]:.3f}, median {middle:.4g}, "
-            + " + ".join(f"{passes:.0f}" for passes in spent)
-        )
+    piece = Pieces(options.work)
+    rows = [
+        piece(f"{name}-{norm}", measure, name, norm, options.images or n, options.budget, options.data_dir)
+        for name, norm, n in CASES
+    ]
+    if not options.dry:
+        packages = ("attackbenchlib", *LIBRARIES.values())
+        print(store(NAME, {"rows": rows, "libraries": {package: version(package) for package in packages}}))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 
-__all__ = ["distances", "distances_attacks", "distances_settings", "speed_distances"]
+__all__ = ["distances", "distances_attackbench", "distances_attacks", "distances_settings", "speed_distances"]
 
 
 def distances() -> str:
@@ -60,6 +60,26 @@ def distances_settings() -> str:
     rows = [(*key, ", ".join(f"`{name}={value}`" for name, value in held.items())) for key, held in listed.items()]
     versions = ", ".join(f"{package} {version}" for package, version in result["libraries"].items())
     return f"{markdown_table(('norm', 'attack', 'budget', 'settings'), rows)}\n\n{versions}"
+
+
+def distances_attackbench() -> str:
+    """AttackBench's optimality of each of our attacks, beside the best other implementation of it and the best of all."""
+    result, rows = load_result("distances_attackbench"), []
+    for row in result["rows"]:
+        best = max(row["attacks"], key=lambda one: one["optimality"])
+        for ours in (one for one in row["attacks"] if one["library"] == "robustgen"):
+            like = [one for one in row["attacks"] if one["like"] == ours["attack"]]
+            same = max(like, key=lambda one: one["optimality"], default=None)
+            rows.append(
+                (
+                    row["classifier"], row["norm"], f"`{ours['attack']}`", f"{ours['optimality']:.3f}",
+                    "–" if same is None else f"{same['optimality']:.3f} {same['library']}",
+                    f"{best['optimality']:.3f} {best['library']} `{best['attack']}`",
+                )
+            )  # fmt: skip
+    header = ("classifier", "norm", "attack", "ours", "best of the others' of the same name", "best of all attacks")
+    told = f"{result['rows'][0]['images']} images (half of it in colour), {result['rows'][0]['budget']:,} passes each."
+    return f"{markdown_table(header, rows)}\n\n{told} {source(result)}"
 
 
 def speed_distances() -> str:
