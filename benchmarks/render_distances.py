@@ -63,7 +63,7 @@ def distances_settings() -> str:
 
 
 def distances_attackbench() -> str:
-    """AttackBench's optimality of each of our attacks, beside the best other implementation of it and the best of all."""
+    """AttackBench's optimality of ours, beside the best other implementation of each and the best of all attacks."""
     result, rows = load_result("distances_attackbench"), []
     for row in result["rows"]:
         best = max(row["attacks"], key=lambda one: one["optimality"])
