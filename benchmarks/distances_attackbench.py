@@ -4,6 +4,10 @@ AttackBench takes the nearest adversarial image that it saw on the way, in float
 and stops every attack at 2,000 forwards and backwards an image. It counts the passes of our judge as ours, so that ours
 plan a hundred less.
 
+Its clamp of what an attack sends is switched off: from some release of torch on (seen in 2.14) the gradient of
+`torch.clamp` is 0 at the bounds themselves, so that no attack could move a pixel that is black or white. Every attack
+here stays in [0, 1] by itself; AttackBench counts those that do not.
+
 Needs attackbenchlib beside the other libraries; give it an environment of its own, since it brings wandb.
 
 Source: Cinà et al. 2024, arXiv:2404.19460; the package attackbenchlib.
@@ -63,13 +67,20 @@ def listed(norm: Norm, budget: int, classes: int) -> list[Entrant]:
 def measure(name: str, norm: Norm, n: int, budget: int, data_dir: Path | None) -> dict[str, Any]:
     """One row: every attack through AttackBench."""
     bench, classifier = importlib.import_module("attackbench"), robustgen.load_classifier(name)
+    wrap = importlib.import_module("attackbench.models.benchmodel_wrapper").BenchModel
     x, y = images(classifier, data_dir, n)
     entered, found = listed(norm, budget, int(classifier(x[:1]).shape[1])), []
     for entrant in entered:
         data = DataLoader(TensorDataset(x, y), batch_size=len(x))
         found.append(
             bench.run_attack(
-                classifier, data, as_attack(entrant, norm), norm, query_budget=budget, use_cached=False, debug=True
+                wrap(classifier, enforce_box=False),
+                data,
+                as_attack(entrant, norm),
+                norm,
+                query_budget=budget,
+                use_cached=False,
+                debug=True,
             )
         )
     names = [f"{k} {entrant.library} {entrant.attack}" for k, entrant in enumerate(entered)]
@@ -87,7 +98,7 @@ def _said(entrant: Entrant, result: dict[str, Any], optimality: float, norm: Nor
     middle = distances[(len(distances) - 1) // 2]
     said = {
         "library": entrant.library, "attack": entrant.attack, "like": entrant.like, "optimality": optimality,
-        "median": middle if middle < float("inf") else None, **spent,
+        "median": middle if middle < float("inf") else None, "outside": sum(result["box_failures"]), **spent,
     }  # fmt: skip
     print("  {library} {attack}: optimality {optimality:.3f}, median {median}".format(**said), flush=True)
     return said

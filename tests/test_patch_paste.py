@@ -119,6 +119,21 @@ def _fields(draws: Draws) -> dict[str, Tensor]:
     return {name: getattr(draws, name) for name in Draws.__dataclass_fields__}
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_black_and_white_pixels_have_a_gradient(moved: bool) -> None:
+    """A patch of nothing but 0 and 1 can leave them; what lies beyond has none, and all stays in [0, 1]."""
+    patch = (rand(1, 4, 4) > 0.5).float().requires_grad_()
+    draws = replace(neutral(2), angle=torch.tensor([90.0, 0.0])) if moved else neutral(2)
+    out = paste(torch.zeros(2, 1, 8, 8), lit(patch, draws), torch.ones(1, 4, 4), middles(2, 2, 3, 4, 4), draws)
+    assert out.min() >= 0
+    assert out.max() <= 1
+    (grad,) = torch.autograd.grad(out.sum(), patch)
+    torch.testing.assert_close(grad, torch.full_like(grad, 2.0), atol=1e-3, rtol=0)
+    bright = replace(neutral(1), brightness=torch.tensor([0.3]))
+    (grad,) = torch.autograd.grad(lit(patch, bright).sum(), patch)
+    assert torch.equal(grad[0], (patch[0] == 0).float())
+
+
 def test_draws_belong_to_image_and_step() -> None:
     """The same whatever the batch; others at another step; each inside its range, and spread over it."""
     transforms, cpu = Transforms.parse(ALL), torch.device("cpu")

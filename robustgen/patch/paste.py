@@ -21,6 +21,7 @@ from robustgen.threat import per_row
 __all__ = ["blurred", "homography", "lit", "paste", "random_centres", "through_jpeg"]
 
 _SNAP = 1e-4  # coverage this near to 0 or 1 is rounding
+_ROUNDING = 1e-5  # of an interpolation between values in [0, 1]
 
 
 def random_centres(place: Tensor, size: tuple[int, int], shape: tuple[int, int]) -> Tensor:
@@ -53,7 +54,7 @@ def lit(patch: Tensor, draws: Draws, rng: ExampleRng | None = None, step: int = 
         shown = shown + draws.noise[:, None, None, None] * rng.normal(
             shown.shape[1:], "patch noise", step, patch.device
         )
-    return shown.clamp(0, 1)
+    return _clipped(shown)
 
 
 def paste(x: Tensor, patch: Tensor, mask: Tensor, centres: Tensor, draws: Draws) -> Tensor:
@@ -76,7 +77,16 @@ def paste(x: Tensor, patch: Tensor, mask: Tensor, centres: Tensor, draws: Draws)
     layer = F.grid_sample(patch, grid, padding_mode="border", align_corners=False)
     if bool((draws.blur > 0).any()):
         layer = blurred(layer * cover, draws.blur) / blurred(cover, draws.blur).clamp(min=_SNAP)
-    return through_jpeg((x * (1 - cover) + layer * cover).clamp(0, 1), draws.quality)
+    return through_jpeg(_clipped(x * (1 - cover) + layer * cover), draws.quality)
+
+
+def _clipped(x: Tensor) -> Tensor:
+    """x in [0, 1]. The gradient passes at 0 and 1 themselves, or a pixel that is black or white would stay so.
+
+    That of `torch.clamp` does so in older releases of torch, and is 0 there in newer ones (seen in 2.14).
+    """
+    inside, clipped = (x > -_ROUNDING) & (x < 1 + _ROUNDING), x.detach().clamp(0, 1)
+    return torch.where(inside, x + (clipped - x.detach()), clipped)
 
 
 def through_jpeg(x: Tensor, quality: Tensor) -> Tensor:
