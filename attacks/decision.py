@@ -76,7 +76,7 @@ class DecisionBased(Budgeted, ABC):
     def arrive(self, s: Any) -> Any:
         """Rows whose `here` has just reached the boundary: the phase they go on in."""
 
-    def precision(self, x: Tensor) -> float:
+    def precision(self, x: Tensor, norm: Norm) -> float:
         """How close the bisection comes, as a part of the way."""
         return 2.0**-10
 
@@ -101,7 +101,7 @@ class DecisionBased(Budgeted, ABC):
     def _learn_bisection(self, s: DecisionState) -> DecisionState:
         middle = (s.low + s.high) / 2
         s = replace(s, low=torch.where(s.wrong, s.low, middle), high=torch.where(s.wrong, middle, s.high))
-        return where(s, s.high - s.low <= self.precision(s.x), lambda part: self.arrive(_stand(part)))
+        return where(s, s.high - s.low <= self.precision(s.x, s.threat.norm), lambda part: self.arrive(_stand(part)))
 
 
 def _learn_start(s: DecisionState) -> DecisionState:

@@ -57,8 +57,8 @@ class HopSkipJump(DecisionBased):
     Source: Chen et al. 2020, arXiv:1904.02144, Algorithms 1 and 2, in L2 and Linf: B_0 sqrt(t) probes at delta_t =
     dist / d, which is sqrt(d) theta dist with theta = d^-1.5 (Linf: d theta dist with d^-2); the estimate with the
     mean of the answers as baseline; xi_t = dist / sqrt(t), halved until it succeeds.
-    Differs: the first delta is a tenth of the range; bisections end at d^-1.5 of the way in Linf too, and never below
-    2^-20; the last estimate takes no more probes than leave queries for its jump; starts are noise of several grains.
+    Differs: the first delta is a tenth of the range; no bisection goes below 2^-20 of the way; the last estimate takes
+    no more probes than leave queries for its jump; starts are noise of several grains.
     """
 
     probes: int = 100  # B_0
@@ -70,9 +70,9 @@ class HopSkipJump(DecisionBased):
         if self.probes < 2:
             raise SpecError(f"hopskipjump: probes must be at least 2, got {self.probes}.")
 
-    def precision(self, x: Tensor) -> float:
-        """theta of L2."""
-        return float(max(x[0].numel() ** -1.5, _FINEST))
+    def precision(self, x: Tensor, norm: Norm) -> float:
+        """theta: a coarser one leaves the probes, which are finer in Linf, all on one side of the boundary."""
+        return float(max(x[0].numel() ** (-2.0 if norm == "linf" else -1.5), _FINEST))
 
     def start(self, x: Tensor, y: Tensor, threat: ThreatModel, rng: ExampleRng, **common: Any) -> HopSkipJumpState:
         zero, none = x.new_zeros(len(x)), torch.zeros_like(y)
@@ -90,7 +90,7 @@ class HopSkipJump(DecisionBased):
     def arrive(self, s: HopSkipJumpState) -> HopSkipJumpState:
         """Begin the estimate of iteration t around x_t."""
         wanted = (self.probes * s.turn.double().sqrt()).long()
-        left = self.queries - s.i - math.ceil(-math.log2(self.precision(s.x))) - 2
+        left = self.queries - s.i - math.ceil(-math.log2(self.precision(s.x, s.threat.norm))) - 2
         return replace(
             s, phase=torch.full_like(s.phase, _PROBE), probed=torch.zeros_like(s.probed),
             agreed=torch.zeros_like(s.agreed), wanted=torch.minimum(wanted, left.clamp(min=2)),

@@ -35,7 +35,7 @@ def queries(threat: ThreatModel) -> Plan:
     by_labels: tuple[HopSkipJump | Boundary | SurFree, ...] = (HopSkipJump(), Boundary(), SurFree())
     kept = tuple(attack for attack in by_labels if threat.norm in attack.nearest_in)
     scored = tuple(attack for attack in by_scores if threat.norm in serves(attack))
-    return Plan("queries", 1, (*scored, *kept) if threat.bounded else kept, individual=True)
+    return Plan("queries", 2, (*scored, *kept) if threat.bounded else kept, individual=True)
 
 
 def limit(plan: Plan, budget: int) -> Plan:

@@ -128,15 +128,15 @@ def test_an_image_near_a_removed_one_only_is_kept() -> None:
 
 
 def test_picture_of_pairs(real: Tensor, tmp_path: Path) -> None:
-    """Left the generated image, right its training image, with a white line around."""
+    """Left the generated image, right its training image, each three times as large, with a white line around."""
     pairs = [Pair(generated=0, training=7, distance=0.1), Pair(generated=1, training=5, distance=0.2)]
     save_pairs(real[:2], real, pairs, tmp_path / "pairs.png", columns=1)
     with Image.open(tmp_path / "pairs.png") as file:
         picture = torch.from_numpy(np.array(file.convert("L")))
-    assert (2 * 29 + 1, 2 * 29 + 1) == tuple(picture.shape)
+    assert (2 * 85 + 1, 2 * 85 + 1) == tuple(picture.shape)
     expected = {(0, 0): 0, (0, 1): 7, (1, 0): 1, (1, 1): 5}
     for (row, column), i in expected.items():
-        found = picture[29 * row + 1 : 29 * row + 29, 29 * column + 1 : 29 * column + 29]
+        found = picture[85 * row + 1 : 85 * row + 85 : 3, 85 * column + 1 : 85 * column + 85 : 3]
         assert (found.int() - real[i, :, :, 0].int()).abs().max() <= 1
     with pytest.raises(SpecError, match="no pairs"):
         save_pairs(real[:2], real, [], tmp_path / "none.png")

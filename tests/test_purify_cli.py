@@ -24,12 +24,12 @@ def test_a_picture_of_every_level(tmp_path: Path, capsys: pytest.CaptureFixture[
     asked = ["purify", "--purifier", "diffpure:steps=1", "--levels", "0.05,0.2", "--out", str(picture)]
     assert _run([*asked, "--ids", "0-2"]) == 0
     with Image.open(picture) as image:
-        assert image.size == (3 * 29 + 1, 5 * 29 + 1)
+        assert image.size == (3 * 85 + 1, 5 * 85 + 1), "28 pixels three times, and a line"
     grey = tmp_path / "shoe.png"
     Image.fromarray(np.full((28, 28, 3), 90, np.uint8)).save(grey)
     assert _run([*asked, str(grey)]) == 0
     with Image.open(picture) as image:
-        assert image.size == (1 * 29 + 1, 5 * 29 + 1)
+        assert image.size == (1 * 85 + 1, 5 * 85 + 1)
     Image.fromarray(np.zeros((20, 28), np.uint8)).save(grey)
     assert _run([*asked, str(grey)]) == 2
     assert "(1, 20, 28), this generator makes (1, 28, 28)" in capsys.readouterr().err

@@ -14,6 +14,8 @@ from robustgen.generator.samplers import Heun
 
 __all__ = ["grid_of_file", "sample_grid", "save_grid"]
 
+_VISIBLE = 90  # pixels of a side
+
 
 def sample_grid(denoiser: Denoiser, path: Path, *, columns: int = 10, rows: int = 10, seed: int = 0) -> None:
     """Draw a few images by 10 Heun steps and save them as a PNG, one row a class where there are classes."""
@@ -24,11 +26,13 @@ def sample_grid(denoiser: Denoiser, path: Path, *, columns: int = 10, rows: int 
 
 
 def save_grid(x: Tensor, path: Path, columns: int) -> None:
-    """Save images (N, C, H, W) in [-1, 1] as a PNG, `columns` a row."""
+    """Save images (N, C, H, W) in [-1, 1] as a PNG, `columns` a row; small ones enlarged, pixel by pixel."""
     from torchvision.utils import save_image  # here, not above: slow to import
 
     draft = path.with_name(f".{path.name}")
-    save_image(to_pixel_range(x), draft, nrow=columns, padding=1, pad_value=1.0, format="png")
+    times = max(1, _VISIBLE // max(x.shape[2:]))
+    shown = to_pixel_range(x).repeat_interleave(times, 2).repeat_interleave(times, 3)
+    save_image(shown, draft, nrow=columns, padding=1, pad_value=1.0, format="png")
     draft.replace(path)
 
 
