@@ -8,7 +8,7 @@ from robustgen.benchmarks.tables import load_result, markdown_table, source
 from robustgen.statistics import proportion
 from robustgen.tables import interval_cell
 
-__all__ = ["monitor", "query_curves", "serve_load", "transfer_matrix"]
+__all__ = ["monitor", "queries_beside", "query_curves", "serve_load", "transfer_matrix"]
 
 
 def transfer_matrix() -> str:
