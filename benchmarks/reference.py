@@ -58,7 +58,7 @@ HOMES: dict[str, tuple[str, tuple[str, ...]]] = {
          "remote", "surrogates", "defended", "decoys", "usercode"),
     ),
     "data": ("Data", ("data", "files", "corruptions", "suites", "adversarials", "interchange")),
-    "threats": ("Threat models and goals", ("threat", "patch_threat", "eps", "goals", "targets")),
+    "threats": ("Threat models and goals", ("threat", "patch_threat", "eps", "goals", "class_images", "targets")),
     "attacks": ("Attacks and plans", ("attacks", "registry", "own_plans", "stages", "all_targets")),
     "engine": (
         "Engine and judge",

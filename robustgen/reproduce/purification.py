@@ -148,6 +148,7 @@ def _figures(record: RunRecord) -> dict[str, Any]:
         "clean": asdict(score.clean_single_shot if score else record.clean_accuracy),
         "ladder": ladder,
         "robust": asdict(record.robust_accuracy),
+        "majority": asdict(score.majority) if score else None,
         "single_shot": asdict(score.single_shot) if score else None,
         "worst_of_n": asdict(score.worst_of_n) if score else None,
         "clean_worst_of_n": asdict(score.clean_worst_of_n) if score else None,
@@ -175,16 +176,16 @@ def markdown(held: dict[str, Any]) -> str:
 
 
 def _scores(rows: Sequence[dict[str, Any]]) -> str:
-    header = ("purifier", "before", "n", "evaluations", "clean", "robust (majority)", "one pass", "worst of 10",
-              "worst of 10, clean", "minutes")  # fmt: skip
+    header = ("purifier", "before", "n", "evaluations", "clean", "robust when judged", "majority of fresh draws",
+              "one pass", "worst of 10", "worst of 10, clean", "minutes")  # fmt: skip
     lines = []
     for row in rows:
         cells = [row["name"], row["classifier"], str(row["n"]), str(row["evaluations"])]
         if "ladder" in row:
-            keys = ("clean", "robust", "single_shot", "worst_of_n", "clean_worst_of_n")
+            keys = ("clean", "robust", "majority", "single_shot", "worst_of_n", "clean_worst_of_n")
             cells += [_cell(row[key]) for key in keys] + [f"{row['seconds'] / 60:.0f}"]
         else:
-            cells += ["not run yet"] + [""] * 5
+            cells += ["not run yet"] + [""] * 6
         lines.append(cells)
     return tables.markdown_table(header, lines)
 
@@ -228,17 +229,17 @@ def plot(held: dict[str, Any], path: Path) -> None:
 
     rows = [row for row in held["rows"] if "ladder" in row]
     rungs = list(dict.fromkeys(step["rung"] for row in rows for step in row["ladder"]))
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
+    for k, row in enumerate(rows):
         left = {"clean": row["clean"]["value"]} | {step["rung"]: step["left"] for step in row["ladder"]}
         places = [k for k, rung in enumerate(["clean", *rungs]) if rung in left]
         shown = [100 * left[rung] for rung in ["clean", *rungs] if rung in left]
-        axes.plot(places, shown, "o-", label=f"{row['name']} before {row['classifier']}")
+        axes.plot(places, shown, "os^D"[k // 10 % 4] + "-", label=f"{row['name']} before {row['classifier']}")
     axes.set_xticks(range(len(rungs) + 1), ["clean", *rungs], rotation=30, ha="right")
     axes.set(ylabel="left standing, %", ylim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
 
 
