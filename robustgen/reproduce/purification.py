@@ -231,11 +231,11 @@ def plot(held: dict[str, Any], path: Path) -> None:
     rungs = list(dict.fromkeys(step["rung"] for row in rows for step in row["ladder"]))
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots()
-    for k, row in enumerate(rows):
+    for place, row in enumerate(rows):
         left = {"clean": row["clean"]["value"]} | {step["rung"]: step["left"] for step in row["ladder"]}
         places = [k for k, rung in enumerate(["clean", *rungs]) if rung in left]
         shown = [100 * left[rung] for rung in ["clean", *rungs] if rung in left]
-        axes.plot(places, shown, "os^D"[k // 10 % 4] + "-", label=f"{row['name']} before {row['classifier']}")
+        axes.plot(places, shown, "os^D"[place // 10 % 4] + "-", label=f"{row['name']} before {row['classifier']}")
     axes.set_xticks(range(len(rungs) + 1), ["clean", *rungs], rotation=30, ha="right")
     axes.set(ylabel="left standing, %", ylim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
