@@ -22,7 +22,7 @@ from robustgen.flags import FLAGS
 from robustgen.health import black_box_wins, broken_without_gradients
 from robustgen.inspection import inspect_job
 from robustgen.journal import Journal
-from robustgen.judge import Judge, clean_streams, strict_float32
+from robustgen.judge import VOTES, Judge, clean_streams, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.own_plans import keep_plan
 from robustgen.precision import SearchModel
@@ -32,7 +32,7 @@ from robustgen.queries import QueriesSummary, summarise_queries
 from robustgen.ranks import Ranks
 from robustgen.record import ExampleRecord, RunRecord, StochasticScore, summarise
 from robustgen.rng import stage_seed
-from robustgen.scoring import VOTES, score_stochastic
+from robustgen.scoring import score_stochastic
 from robustgen.stages import Stage
 from robustgen.targets import summarise_targets
 from robustgen.witnesses import slot_key
@@ -117,7 +117,7 @@ class _Run:
         self.health = inspect_job(job, self.fetch, progress)
         self._clock("health", begun)
         self.randomised = "randomised" in self.health.flags
-        votes = VOTES if self.randomised else 1
+        votes = VOTES if self.randomised else (1,)
         self.judges = {threat: Judge(job.classifier, threat, votes=votes) for threat in job.threats}
         self.oracles: dict[tuple[str, int] | None, Oracle] = {None: self._asks(job.search, job.plan.eot)}
         self.labels: dict[int, int] = {}

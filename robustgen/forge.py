@@ -229,7 +229,7 @@ def _ask_purified(request: ForgeRequest, defended: Classifier, image: Tensor, ta
     """Votes of the classifier behind the purifier over fresh draws; of one draw where nothing is random."""
     draws = request.draws if defended.stochastic else 1
     judge = Judge(defended, ThreatModel("linf", 1.0))
-    passes = judge.passes(image[None], draws, _streams(request, "forge purified"))
+    passes = judge.passes(image[None], range(draws), _streams(request, "forge purified"))
     votes = torch.bincount(passes.argmax(2).flatten().cpu(), minlength=passes.shape[2])
     return {
         "purifier": request.purify, "draws": draws, "votes": votes.tolist(), "prediction": int(votes.argmax()),

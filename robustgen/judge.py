@@ -15,7 +15,14 @@ from robustgen.precision import standard_layout
 from robustgen.rng import ExampleRng, child_stream, streams_at, streams_of_draws
 from robustgen.threat import ThreatModel
 
-__all__ = ["Judge", "Verdict", "clean_streams", "judging_streams", "strict_float32"]
+__all__ = ["VOTES", "Judge", "Verdict", "clean_streams", "judging_streams", "strict_float32"]
+
+VOTES = (21, 63, 255)
+"""Passes of a randomised classifier whose majority is its prediction; then those that must say of a break the same.
+
+An attack shows the judge hundreds of points. Of as many that are right by a little more than half one has an unlucky
+majority of 21; with 55 % each one in three has; one in 270 gets through all three votes, with 60 % one in 170,000.
+"""
 
 
 def clean_streams(seed: int, ids: Sequence[int]) -> ExampleRng:
@@ -51,12 +58,13 @@ class Judge:
     Args:
         classifier: the untouched reference, float32, eval mode.
         threat: what the adversary may do.
-        votes: passes whose majority is the prediction: 1 for deterministic classifiers, more for stochastic ones, so
-            that one lucky miss is never counted as broken.
+        votes: passes whose majority is the prediction, then those of each further vote, with chance of its own, that a
+            success must win as well: one pass for deterministic classifiers, `VOTES` for random ones, so that neither
+            a lucky miss nor a lucky majority is ever counted as broken.
         sure: the probability that the class must have, beside being predicted; for forged images.
     """
 
-    def __init__(self, classifier: nn.Module, threat: ThreatModel, *, votes: int = 1, sure: float = 0.0) -> None:
+    def __init__(self, classifier: nn.Module, threat: ThreatModel, *, votes: Sequence[int] = (1,), sure: float = 0.0) -> None:
         self.classifier = classifier
         self.threat = threat
         self.votes = votes
@@ -74,20 +82,42 @@ class Judge:
             x: images.
             rng: one stream a row for classifiers that take them; None for torch's global generator.
         """
-        passes = self.passes(x, self.votes, rng)
+        return self._vote(x, range(self.votes[0]), rng)
+
+    def decide(
+        self, x: Tensor, y: Tensor, rng: ExampleRng | None = None, goal: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `see`, but a success, another class than y (B,) or the goals (B,), must win every vote.
+
+        Prediction and mean logits are those of the last vote that was taken about a row: of the first that says
+        otherwise, or of the largest one.
+        """
+        prediction, mean = self.see(x, rng)
+        first = self.votes[0]
+        for passes in self.votes[1:]:
+            due = _success(prediction, y, goal).nonzero().flatten()
+            if not len(due):
+                break
+            streams = None if rng is None else rng.take(due)
+            prediction[due], mean[due] = self._vote(x[due], range(first, first + passes), streams)
+            first += passes
+        return prediction, mean
+
+    def _vote(self, x: Tensor, draws: range, rng: ExampleRng | None) -> tuple[Tensor, Tensor]:
+        passes = self.passes(x, draws, rng)
         mean = passes.mean(0)
         sick = ~mean.isfinite().all(1)
         # The mode by counting; torch.mode would call ties for the smallest class as well.
         prediction = one_hot(passes.argmax(2), mean.shape[1]).sum(0).argmax(1)
         return torch.where(sick, -1, prediction), mean
 
-    def passes(self, x: Tensor, votes: int, rng: ExampleRng | None = None) -> Tensor:
-        """(votes, B, K) float32 logits of the images x (B, C, H, W), each pass with chance of its own."""
+    def passes(self, x: Tensor, draws: range, rng: ExampleRng | None = None) -> Tensor:
+        """(D, B, K) float32 logits of the images x (B, C, H, W), each of the D draws with chance of its own."""
         if rng is None or not self.stochastic:
-            return torch.stack([self._logits(x, ()) for _ in range(votes)])
+            return torch.stack([self._logits(x, ()) for _ in draws])
         parts = [
-            self._logits(x.repeat(len(draws), 1, 1, 1), (streams_of_draws(rng, draws),)).unflatten(0, (len(draws), -1))
-            for draws in split_draws(votes, len(x))
+            self._logits(x.repeat(len(part), 1, 1, 1), (streams_of_draws(rng, part),)).unflatten(0, (len(part), -1))
+            for part in split_draws(draws, len(x))
         ]
         return torch.cat(parts)
 
@@ -114,13 +144,17 @@ class Judge:
 
         Logits that are not finite are a failure of the model, not a success of the attack: never broken.
         """
-        prediction, mean = self.see(x_adv, rng)
+        prediction, mean = self.decide(x_adv, y, rng, goal)
         inside = self.threat.contains(x, x_adv)
-        success = prediction != y if goal is None else prediction == goal
-        broken = inside & success & (prediction >= 0)
+        broken = inside & _success(prediction, y, goal)
         if self.sure > 0:
             broken &= mean.softmax(1).amax(1) >= self.sure
         return Verdict(broken, inside, prediction, self.threat.distance(x, x_adv))
+
+
+def _success(prediction: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
+    """(B,) bool: what an attack wants; never of logits that are not finite."""
+    return (prediction != y if goal is None else prediction == goal) & (prediction >= 0)
 
 
 class strict_float32:  # noqa: N801 -- used as a function: `with strict_float32():`

@@ -134,7 +134,7 @@ class Oracle:
             return
         own = self._streams if rows is None else self._streams.take(rows)
         own = child_stream(own, f"query {self._queries}")
-        for draws in split_draws(self.eot, size, self.rows):
+        for draws in split_draws(range(self.eot), size, self.rows):
             yield len(draws), (streams_of_draws(own, draws),)
 
     def grad(self, x: Tensor, y: Tensor, loss: LossFn) -> Query:
@@ -161,7 +161,7 @@ class Oracle:
         return Query(losses / self.eot, grads / self.eot, outputs / self.eot)
 
 
-def split_draws(draws: int, rows: int, most: int = _ROWS) -> Iterator[range]:
+def split_draws(draws: range, rows: int, most: int = _ROWS) -> Iterator[range]:
     """Draws of so many rows in groups that make a batch of at most `most` rows, one draw at least."""
     size = max(1, most // max(rows, 1))
-    yield from (range(first, min(first + size, draws)) for first in range(0, draws, size))
+    yield from (draws[first : first + size] for first in range(0, len(draws), size))

@@ -19,7 +19,7 @@ from robustgen.data import Dataset
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
 from robustgen.journal import Journal
-from robustgen.judge import Judge, strict_float32
+from robustgen.judge import VOTES, Judge, strict_float32
 from robustgen.prepare import DEFAULT_BATCH, Job
 from robustgen.progress import Progress, Silent
 from robustgen.record import ExampleRecord, RunRecord, StochasticScore
@@ -30,9 +30,8 @@ from robustgen.targets import refuse_goal
 from robustgen.threat import ThreatModel
 from robustgen.witnesses import Parts, read_nearest, read_witnesses
 
-__all__ = ["PROTOCOLS", "VOTES", "score_run", "score_stochastic"]
+__all__ = ["PROTOCOLS", "score_run", "score_stochastic"]
 
-VOTES = 21  # draws of a randomised classifier whose majority is its prediction
 _MAJORITY, _RESUBMISSIONS = 11, 10
 
 PROTOCOLS: dict[str, str] = {
@@ -48,7 +47,7 @@ def score_stochastic(job: Job, examples: Sequence[ExampleRecord], journal: Journ
     broken, near = journal.parts(), journal.parts("near")
     return _score(
         job.classifier, job.threats[0], job.dataset, examples, lambda e, clean: _final(e, clean, broken, near),
-        seed=job.spec.seed, draws=VOTES, batch_size=job.batch_size, progress=Silent(),
+        seed=job.spec.seed, draws=VOTES[0], batch_size=job.batch_size, progress=Silent(),
     )  # fmt: skip
 
 
@@ -98,7 +97,7 @@ def _score(
         x, y = (part.to(device) for part in dataset.batch(ids))
         ended = torch.stack([final(e, image) for e, image in zip(batch, x, strict=True)])
         for images, purpose, counts in ((x, "score clean", clean_right), (ended, "score", final_right)):
-            passes = judge.passes(images, draws, child_stream(ExampleRng.of(seed, ids), purpose))
+            passes = judge.passes(images, range(draws), child_stream(ExampleRng.of(seed, ids), purpose))
             right = passes.argmax(2) == y
             counts += right.sum(0).tolist()
             first[purpose] += right[0].tolist()

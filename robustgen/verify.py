@@ -28,7 +28,7 @@ from robustgen.distances import summarise_distances
 from robustgen.environment import pick_device
 from robustgen.errors import ArtifactError, RecordError, SpecError
 from robustgen.goals import UNTARGETED, Goal
-from robustgen.judge import Judge, clean_streams, judging_streams, strict_float32
+from robustgen.judge import VOTES, Judge, clean_streams, judging_streams, strict_float32
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.progress import Progress, Silent
 from robustgen.queries import summarise_queries
@@ -36,7 +36,6 @@ from robustgen.record import ExampleRecord, RunRecord, summarise
 from robustgen.remote import is_address
 from robustgen.rng import ExampleRng, stage_seed
 from robustgen.runs import load_run_classifier, load_run_data, read_examples
-from robustgen.scoring import VOTES
 from robustgen.spec import RunSpec, expand_ids
 from robustgen.targets import summarise_targets
 from robustgen.threat import ThreatModel
@@ -114,7 +113,7 @@ class _Check(Findings):
         super().__init__(run)
         self.record, self.examples = record, examples
         self.threats = {str(threat): threat for threat in ThreatModel.parse_all(record.spec["threat"], bare=True)}
-        self.votes = VOTES if "randomised" in record.flags else 1
+        self.votes = VOTES if "randomised" in record.flags else (1,)
         self.goal = Goal.parse(record.spec.get("goal", str(UNTARGETED)))
         self.columns = 0 if record.targets is None else len(record.targets.attacked[0])  # classes, as the record says
 
@@ -291,9 +290,12 @@ class _Check(Findings):
         x, y = (part.to(device) for part in dataset.batch([e.id for e, _ in fits]))
         x_adv = torch.stack([image for _, image in fits]).to(device)
         judge = Judge(model, next(iter(self.threats.values())), votes=self.votes)
-        predictions, logits = judge.see(x_adv, self._streams([e for e, _ in fits]) if judge.stochastic else None)
-        aims = [e.target for e, _ in fits if e.target is not None and 0 <= e.target < logits.shape[1]]
-        margins = goal_margin(logits, torch.tensor(aims).to(y)) if len(aims) == len(fits) else margin(logits, y)
+        aims = [e.target for e, _ in fits if e.target is not None]
+        goal = torch.tensor(aims).to(y) if len(aims) == len(fits) else None
+        streams = self._streams([e for e, _ in fits]) if judge.stochastic else None
+        predictions, logits = judge.decide(x_adv, y, streams, goal)
+        known = goal is not None and bool(((goal >= 0) & (goal < logits.shape[1])).all())
+        margins = goal_margin(logits, goal) if goal is not None and known else margin(logits, y)
         for k, (e, _) in enumerate(fits):
             threat = self.threats.get(e.threat or "", None)
             if threat is None:
@@ -322,7 +324,7 @@ class _Check(Findings):
             return f"its witness is classified {guess}, and its target is {e.target}: it does not reach it."
         if guess == e.label:
             return f"its witness is classified {guess}, as the label says: it breaks nothing."
-        if e.prediction is not None and guess != e.prediction and self.votes == 1:
+        if e.prediction is not None and guess != e.prediction and self.votes == (1,):
             return f"its prediction was edited: {e.prediction}, the witness is classified {guess}."
         return None
 

@@ -166,7 +166,7 @@ def test_one_lucky_miss_is_not_broken() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         lucky = Judge(Noisy(), threat)(x, y, x).broken.float().mean()
-        fair = Judge(Noisy(), threat, votes=21)(x, y, x).broken.float().mean()
+        fair = Judge(Noisy(), threat, votes=(21,))(x, y, x).broken.float().mean()
     assert 0.04 < float(lucky) < 0.2
     assert float(fair) == 0.0
 
