@@ -23,7 +23,8 @@ class Verification:
         run: the folder.
         checked: one line a check that was made, with what it covered.
         wrong: one sentence a contradiction; empty where everything holds.
-        doubtful: examples whose outcome here differs by no more than rounding on another machine explains.
+        doubtful: examples whose outcome here differs by no more than rounding on another machine explains, or chance
+            where a random classifier's own cannot be repeated.
         unchecked: what could not be checked here, and how it could be.
         evidence: what the figures were computed from.
         doubt: what makes an example doubtful, in words.

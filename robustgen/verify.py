@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from robustgen.attacks.losses import goal_margin, margin
 from robustgen.attacks.plan_files import PLAN_FILE, disagreements
@@ -47,6 +48,8 @@ from robustgen.witnesses import read_found_by, read_witnesses
 __all__ = ["verify_run"]
 
 _CLOSE = 1e-3  # logit margins below this may be decided by the rounding of another machine
+_REFUTED = 0.19  # lead of the label, in 255 passes, that three standard deviations of an even chance do not explain
+_CLEARLY = 0.6  # lead, in 255 passes, of a class that loses a majority of 21 less than once in two thousand
 
 
 def verify_run(
@@ -101,9 +104,11 @@ def verify_run(
             with strict_float32(), torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
                 torch.manual_seed(record.spec["seed"])
                 check.images(dataset, model.to(where))
+    doubt = "margins so small that rounding" + (", or chance," if check.random else "") + " may decide"
     return Verification(
-        run=run, checked=tuple(check.checked), wrong=tuple(check.wrong), doubtful=tuple(sorted(check.doubtful))
-    )
+        run=run, checked=tuple(check.checked), wrong=tuple(check.wrong), doubtful=tuple(sorted(check.doubtful)),
+        doubt=doubt,
+    )  # fmt: skip
 
 
 class _Check(Findings):
@@ -113,7 +118,8 @@ class _Check(Findings):
         super().__init__(run)
         self.record, self.examples = record, examples
         self.threats = {str(threat): threat for threat in ThreatModel.parse_all(record.spec["threat"], bare=True)}
-        self.votes = VOTES if "randomised" in record.flags else (1,)
+        self.random = "randomised" in record.flags
+        self.votes = VOTES if self.random else (1,)
         self.goal = Goal.parse(record.spec.get("goal", str(UNTARGETED)))
         self.columns = 0 if record.targets is None else len(record.targets.attacked[0])  # classes, as the record says
 
@@ -199,8 +205,10 @@ class _Check(Findings):
             x, y = (part.to(model.mean.device) for part in dataset.batch([e.id for e in batch]))
             predictions, logits = judge.see(x, clean_streams(self.record.spec["seed"], [e.id for e in batch]))
             self._targets(batch, y, logits)
-            margins = margin(logits, y).tolist()
-            for e, label, guess, gap in zip(batch, y.tolist(), predictions.tolist(), margins, strict=True):
+            margins = margin(logits, y)
+            if self.random and not judge.stochastic:
+                predictions, margins = _redrawn(judge, x, y, None, _CLEARLY)
+            for e, label, guess, gap in zip(batch, y.tolist(), predictions.tolist(), margins.tolist(), strict=True):
                 if e.label != label:
                     self.wrong.append(f"example {e.id}: its label was edited: {e.label}, the data says {label}.")
                 elif e.clean_prediction != guess and not self._excused(e.id, gap):
@@ -292,10 +300,12 @@ class _Check(Findings):
         judge = Judge(model, next(iter(self.threats.values())), votes=self.votes)
         aims = [e.target for e, _ in fits if e.target is not None]
         goal = torch.tensor(aims).to(y) if len(aims) == len(fits) else None
-        streams = self._streams([e for e, _ in fits]) if judge.stochastic else None
-        predictions, logits = judge.decide(x_adv, y, streams, goal)
-        known = goal is not None and bool(((goal >= 0) & (goal < logits.shape[1])).all())
-        margins = goal_margin(logits, goal) if goal is not None and known else margin(logits, y)
+        if self.random and not judge.stochastic:
+            predictions, margins = _redrawn(judge, x_adv, y, goal, _REFUTED)
+        else:
+            streams = self._streams([e for e, _ in fits]) if judge.stochastic else None
+            predictions, logits = judge.decide(x_adv, y, streams, goal)
+            margins = _gap(logits, y, goal)
         for k, (e, _) in enumerate(fits):
             threat = self.threats.get(e.threat or "", None)
             if threat is None:
@@ -324,7 +334,7 @@ class _Check(Findings):
             return f"its witness is classified {guess}, and its target is {e.target}: it does not reach it."
         if guess == e.label:
             return f"its witness is classified {guess}, as the label says: it breaks nothing."
-        if e.prediction is not None and guess != e.prediction and self.votes == (1,):
+        if e.prediction is not None and guess != e.prediction and not self.random:
             return f"its prediction was edited: {e.prediction}, the witness is classified {guess}."
         return None
 
@@ -334,6 +344,23 @@ class _Check(Findings):
         if close:
             self.doubtful.add(id_)
         return close
+
+
+def _redrawn(judge: Judge, x: Tensor, y: Tensor, goal: Tensor | None, sure: float) -> tuple[Tensor, Tensor]:
+    """Prediction and margin (B,) of a random classifier whose chance cannot be repeated, by its largest vote.
+
+    The margin is one of counts, and 0, which is no evidence, where neither side leads by the share `sure` of them.
+    """
+    passes = judge.passes(x, range(judge.votes[-1]))
+    counts = one_hot(passes.argmax(2), passes.shape[2]).sum(0)
+    lead = _gap(counts.float(), y, goal)
+    return counts.argmax(1), torch.where(lead.abs() < sure * len(passes), 0, lead)
+
+
+def _gap(logits: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
+    """(B,) how far each is from success; from a wrong class where the goals are no classes of the network."""
+    known = goal is not None and bool(((goal >= 0) & (goal < logits.shape[1])).all())
+    return goal_margin(logits, goal) if goal is not None and known else margin(logits, y)
 
 
 def _as_found_by(label: str, e: ExampleRecord) -> ExampleRecord:
