@@ -134,14 +134,18 @@ def stochastic_rows(score: StochasticScore) -> list[tuple[str, str]]:
 
 
 def _attack_table(record: RunRecord) -> list[tuple[str, ...]]:
-    """Header, a row an attack and the totals; what an attack leaves when run alone only where that was measured."""
+    """Header, a row an attack and the totals; what an attack leaves when run alone only where that was measured.
+
+    Dashes for one that nothing was left for, or too much to be worth it: it asked nothing and found nothing.
+    """
     n, free = record.n, record.nearest is not None
     alone = not free and any(a.robust_accuracy is not None for a in record.attacks)
     table = [("attack", "nearest" if free else "broke", *(("robust alone",) if alone else ()), *_COSTS)]
     for a in record.attacks:
         own = ("-" if a.robust_accuracy is None else str(a.robust_accuracy),) if alone else ()
         costs = (f"{a.forwards / n:.1f}", f"{a.backwards / n:.1f}", f"{a.seconds:.1f}")
-        table.append((a.name, str(a.broken), *own, *costs))
+        ran = a.forwards > 0 or a.broken > 0
+        table.append((a.name, *((str(a.broken), *own, *costs) if ran else "-" * (4 + len(own)))))
     totals = (f"{record.forwards / n:.1f}", f"{record.backwards / n:.1f}", f"{record.seconds:.1f}")
     own = (str(record.robust_accuracy),) if alone else ()
     return [*table, ("all", str(sum(a.broken for a in record.attacks)), *own, *totals)]

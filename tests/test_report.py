@@ -102,3 +102,12 @@ def test_attacks_run_alone_show_their_own_figure(record: RunRecord) -> None:
     assert "robust alone" in text
     assert "55.00 % [48.00, 62.00]" in text
     assert "[48.00, 62.00]" in on_terminal(alone)
+
+
+@pytest.mark.parametrize("alone", [None, Estimate(0.5, 0.43, 0.57)])
+def test_an_attack_that_nothing_was_left_for_shows_dashes(record: RunRecord, alone: Estimate | None) -> None:
+    """Zeros would say that it was run and broke nothing."""
+    idle = AttackSummary(name="fmn-t", broken=0, robust_accuracy=alone, forwards=0, backwards=0, seconds=0.0)
+    lines = record_lines(replace(record, attacks=(*record.attacks, idle)))
+    row = next(line.split() for line in lines if line.startswith("fmn-t"))
+    assert row == ["fmn-t", *"-" * (4 if alone is None else 5)]
