@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import Compose, Resize, ToTensor
 
 import robustgen
 from robustgen import compat, robustbench_zoo
@@ -115,6 +116,10 @@ def test_scripts_load_models_and_images(zoo: Path) -> None:
     x, y = compat.load_cifar10(n_examples=3)
     assert torch.equal(torch.from_numpy(pixels[:3]).permute(0, 3, 1, 2) / 255, x)
     assert y.tolist() == [0, 1, 2]
+    smaller, _ = compat.load_cifar10(2, "data", Compose([Resize(8), ToTensor()]))
+    assert smaller.shape == (2, 3, 8, 8)
+    same, _ = compat.load_cifar10(n_examples=3, transforms_test=ToTensor())
+    assert torch.equal(x, same)
     model = compat.load_model("Ada2020Round", model_dir=zoo / "mine", norm="L2")
     assert torch.equal(make_linear((3, 32, 32), 10, seed=1)(x), model(x))
     with pytest.raises(SpecError, match="n_examples must be from 1 to 4, got 5"):

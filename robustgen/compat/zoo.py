@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from robustgen.data import load_data
@@ -43,15 +47,19 @@ def load_model(
     return load_zoo(f"{ROBUSTBENCH}{data}/{threat}/{model_name}", Path(model_dir))[1]
 
 
-def load_cifar10(n_examples: int | None = None, data_dir: str | Path = "./data") -> tuple[Tensor, Tensor]:
+def load_cifar10(
+    n_examples: int | None = None, data_dir: str | Path = "./data",
+    transforms_test: Callable[[Any], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The first test images of CIFAR-10.
 
     Args:
         n_examples: how many; None for all 10,000.
         data_dir: folder of cifar-10-batches-py.
+        transforms_test: from a PIL image to a tensor, as torchvision's are, applied to each; None for pixels / 255.
 
     Returns:
-        Images (N, 3, 32, 32) float32 in [0, 1] and labels (N,) int64.
+        Images (N, 3, 32, 32) float32 in [0, 1], or as the transform made them, and labels (N,) int64.
 
     Raises:
         SpecError: more than there are.
@@ -61,4 +69,8 @@ def load_cifar10(n_examples: int | None = None, data_dir: str | Path = "./data")
     n = len(data) if n_examples is None else n_examples
     if not 0 < n <= len(data):
         raise SpecError(f"n_examples must be from 1 to {len(data)}, got {n}.")
-    return data.batch(range(n))
+    x, y = data.batch(range(n))
+    if transforms_test is None:
+        return x, y
+    pixels = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return torch.stack([transforms_test(Image.fromarray(one)) for one in pixels]), y
