@@ -1,7 +1,7 @@
 """Defences against patches under attacks that know them: certified ones beside their certificates, and one empirical.
 
 Two classifiers are trained first, each by `robustgen train RECIPE --data-dir DATA`: fmnist-cutout and fmnist-ablation.
-Then `python -m robustgen.benchmarks.patch_defences trained`. What is done is kept below --work.
+Then `python -m robustgen.benchmarks.patch_defences`. What is done is kept below --work.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def smoothed(work: Path, number: int, purifier: str | None) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, store."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("trained", type=Path, help="folder that `robustgen train` wrote the classifiers to")
+    folder = "folder that `robustgen train` wrote the classifiers to"
+    parser.add_argument("trained", type=Path, nargs="?", default=Path("trained"), help=folder)
     parser.add_argument("--work", type=Path, default=Path("runs") / "patch_defences")
     parser.add_argument("--seconds", type=float, help="no piece begins after so many; the same command goes on")
     options = parser.parse_args()
