@@ -64,7 +64,9 @@ class Judge:
         sure: the probability that the class must have, beside being predicted; for forged images.
     """
 
-    def __init__(self, classifier: nn.Module, threat: ThreatModel, *, votes: Sequence[int] = (1,), sure: float = 0.0) -> None:
+    def __init__(
+        self, classifier: nn.Module, threat: ThreatModel, *, votes: Sequence[int] = (1,), sure: float = 0.0
+    ) -> None:
         self.classifier = classifier
         self.threat = threat
         self.votes = votes

@@ -120,7 +120,7 @@ def test_hundreds_of_points_break_nothing_that_is_right_by_majority(tmp_path: Pa
 
 
 def test_breaks_by_global_chance_hold_in_another_draw(tmp_path: Path) -> None:
-    """Chance that cannot be repeated: an honest run holds up though much is near an even chance, a false one is told."""
+    """Chance that cannot be repeated: an honest run holds up at nearly even odds, a false one is told."""
     assert evaluated(0.47, tmp_path).robust_accuracy.value < 0.2
     given = f"python:{tmp_path}/net.py:tossed"
     found = verify_run(tmp_path / "run", classifier=given)
