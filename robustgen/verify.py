@@ -207,7 +207,8 @@ class _Check(Findings):
             self._targets(batch, y, logits)
             margins = margin(logits, y)
             if self.random and not judge.stochastic:
-                predictions, margins = _redrawn(judge, x, y, None, _CLEARLY)
+                said = torch.tensor([e.clean_prediction for e in batch]).to(y).clamp(0, logits.shape[1] - 1)
+                predictions, margins = _redrawn(judge, x, said, None, _CLEARLY)
             for e, label, guess, gap in zip(batch, y.tolist(), predictions.tolist(), margins.tolist(), strict=True):
                 if e.label != label:
                     self.wrong.append(f"example {e.id}: its label was edited: {e.label}, the data says {label}.")
@@ -348,6 +349,13 @@ class _Check(Findings):
 
 def _redrawn(judge: Judge, x: Tensor, y: Tensor, goal: Tensor | None, sure: float) -> tuple[Tensor, Tensor]:
     """Prediction and margin (B,) of a random classifier whose chance cannot be repeated, by its largest vote.
+
+    Args:
+        judge: with `VOTES`.
+        x: images (B, C, H, W).
+        y: (B,) the label that a break must avoid; of clean images the class that was recorded.
+        goal: (B,) what it must reach instead, or None.
+        sure: share of the passes by which a side must lead.
 
     The margin is one of counts, and 0, which is no evidence, where neither side leads by the share `sure` of them.
     """

@@ -128,3 +128,33 @@ def test_breaks_by_global_chance_hold_in_another_draw(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(f"LEAST = 0.9\n{TOSSED}")
     wrong = verify_run(tmp_path / "run", classifier=given).wrong
     assert any("breaks nothing" in one for one in wrong), wrong
+
+
+UNDECIDED = """
+import torch
+from torch import nn
+
+class Undecided(nn.Module):
+    # The first of three classes where the image is bright, else one of the other two, by torch's global generator.
+    def forward(self, x):
+        coin = (torch.rand(len(x)) < 0.5).float()
+        return torch.stack([9 * x.mean((1, 2, 3)) - 6, coin, 1 - coin], 1)
+
+def undecided():
+    return Undecided().eval()
+"""
+
+
+def test_clean_images_between_two_wrong_classes_are_no_contradiction(tmp_path: Path) -> None:
+    """Which of them a majority named cannot be repeated; one that it could not have named is told."""
+    (tmp_path / "net.py").write_text(UNDECIDED)
+    image = np.repeat(np.array([254, 99], np.uint8), 16)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+    np.savez(tmp_path / "data.npz", image=image, label=np.zeros(32, np.int64))
+    given = f"python:{tmp_path}/net.py:undecided"
+    run = tmp_path / "run"
+    record = robustgen.evaluate(given, f"npz:{tmp_path}/data.npz", "linf:0.01", attacks="fgsm", out=run)
+    assert "randomised" in record.flags
+    found = verify_run(run, classifier=given)
+    assert found.holds, found.wrong
+    (tmp_path / "net.py").write_text(UNDECIDED.replace("< 0.5", "< 0.02"))
+    assert any("clean image" in one for one in verify_run(run, classifier=given).wrong)
