@@ -137,7 +137,7 @@ from torch import nn
 class Undecided(nn.Module):
     # The first of three classes where the image is bright, else one of the other two, by torch's global generator.
     def forward(self, x):
-        coin = (torch.rand(len(x)) < 0.5).float()
+        coin = (torch.rand(len(x)) < 0.35).float()
         return torch.stack([9 * x.mean((1, 2, 3)) - 6, coin, 1 - coin], 1)
 
 def undecided():
@@ -148,13 +148,13 @@ def undecided():
 def test_clean_images_between_two_wrong_classes_are_no_contradiction(tmp_path: Path) -> None:
     """Which of them a majority named cannot be repeated; one that it could not have named is told."""
     (tmp_path / "net.py").write_text(UNDECIDED)
-    image = np.repeat(np.array([254, 99], np.uint8), 16)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
-    np.savez(tmp_path / "data.npz", image=image, label=np.zeros(32, np.int64))
+    image = np.repeat(np.array([254, 99], np.uint8), 64)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+    np.savez(tmp_path / "data.npz", image=image, label=np.zeros(128, np.int64))
     given = f"python:{tmp_path}/net.py:undecided"
     run = tmp_path / "run"
     record = robustgen.evaluate(given, f"npz:{tmp_path}/data.npz", "linf:0.01", attacks="fgsm", out=run)
     assert "randomised" in record.flags
     found = verify_run(run, classifier=given)
     assert found.holds, found.wrong
-    (tmp_path / "net.py").write_text(UNDECIDED.replace("< 0.5", "< 0.02"))
+    (tmp_path / "net.py").write_text(UNDECIDED.replace("< 0.35", "< 0.98"))
     assert any("clean image" in one for one in verify_run(run, classifier=given).wrong)
