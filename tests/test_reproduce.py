@@ -170,6 +170,25 @@ def test_a_table_from_end_to_end(tmp_path: Path) -> None:
     assert provenance["trained_on"]["held_out"] == 40
 
 
+def test_the_last_weights_are_attacked_where_the_table_is_about_them(tmp_path: Path) -> None:
+    """Not else; what another table made of the same training serves this one, and gets what it lacks."""
+    path, scale = toy(tmp_path)
+    both = load_table(str(path))
+    one = replace(both, arms=tuple(replace(arm, paper={"aa_best": 50.0}) for arm in both.arms[:1]), claims=())
+    assert (one.attacked, both.attacked) == (("best",), ("best", "last"))
+    out = tmp_path / "out"
+    found = list(Runner(one, scale, out).outcomes())
+    assert [set(outcome.robust) for outcome in found] == [{"best"}] * 2
+    assert "last" not in report.markdown(report.result(one, scale, found, training="Toy."))
+    assert not list((out / "runs").glob("*-last"))
+    stamps = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*") if p.is_file() and p.name != "lock"}
+    more = next(Runner(replace(both, arms=both.arms[:1], claims=()), scale, out).outcomes())
+    assert set(more.robust) == {"best", "last"}
+    assert stamps.items() <= {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*")}.items()
+    again = Runner(one, scale, out).outcomes()
+    assert [outcome.robust["best"] for outcome in again] == [outcome.robust["best"] for outcome in found]
+
+
 def test_processes_share_a_table(tmp_path: Path) -> None:
     """What another process is at is left to it and collected later."""
     path, scale = toy(tmp_path)

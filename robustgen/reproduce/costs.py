@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustgen.reproduce.experiment import WHICH, Arm, Scale, Table
+from robustgen.reproduce.experiment import Arm, Scale, Table
 from robustgen.reproduce.runner import Runner
 from robustgen.training.recipe import Recipe, load_recipe
 
@@ -104,7 +104,7 @@ def _training_commands(runner: Runner, arm: Arm, folder: Path) -> list[str]:
         where = runner.out / "classifiers" / key
         lines.append(f"robustgen train {path} --out {where}")
         given = f"--data {recipe.data.name} --threat {recipe.training.threat} --plan {runner.scale.plan}"
-        for which in WHICH:
+        for which in runner.table.attacked:
             weights = where / f"{recipe.name}{'-last' if which == 'last' else ''}.safetensors"
             run = runner.out / "runs" / f"{key}-{which}"
             card = where / f"{recipe.name}.json"

@@ -109,6 +109,13 @@ class Table:
         """An arm by name."""
         return next(arm for arm in self.arms if arm.name == name)
 
+    @property
+    def attacked(self) -> tuple[str, ...]:
+        """Which weights of a training: the best, and the last where a claim or a figure of the paper is about them."""
+        told = {term.which for claim in self.claims for term in claim.terms}
+        told |= {name.removeprefix("aa_") for arm in self.arms for name in arm.paper}
+        return tuple(which for which in WHICH if which == "best" or which in told)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:

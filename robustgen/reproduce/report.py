@@ -18,7 +18,6 @@ from robustgen.statistics import proportion
 
 __all__ = ["csv_table", "markdown", "plot", "result", "write"]
 
-_COLUMNS = ("clean_best", "clean_last", "robust_best", "robust_last")
 _PAPER = {"robust_best": "aa_best", "robust_last": "aa_last"}  # what AutoAttack found there
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito: told apart by everybody
 
@@ -36,7 +35,7 @@ def result(table: Table, scale: Scale, found: list[Outcome], *, training: str) -
         mine = [outcome for outcome in found if outcome.arm == arm.name]
         row: dict[str, Any] = {"arm": arm.name, "ratio": arm.ratio, "paper": arm.paper, "seeds": len(mine)}
         if mine:
-            for which in WHICH:
+            for which in table.attacked:
                 for kind in ("clean", "robust"):
                     row[f"{kind}_{which}"] = _figure(np.array([getattr(one, kind)[which] for one in mine]))
             row["best_epochs"], row["epochs"] = [one.best_epoch for one in mine], mine[0].epochs
@@ -52,8 +51,8 @@ def result(table: Table, scale: Scale, found: list[Outcome], *, training: str) -
         )
     return {
         "table": table.name, "title": table.title, "source": table.source, "scale": scale.name,
-        "description": scale.description, "training": training, "plan": scale.plan, "n": scale.n, "rows": rows,
-        "claims": claims, "plot": table.plot,
+        "description": scale.description, "training": training, "plan": scale.plan, "n": scale.n,
+        "attacked": list(table.attacked), "rows": rows, "claims": claims, "plot": table.plot,
     }  # fmt: skip
 
 
@@ -75,23 +74,31 @@ def markdown(held: dict[str, Any]) -> str:
 
 
 def _arms(held: dict[str, Any]) -> str:
-    header = (
-        "arm", "seeds", "best epoch", "clean, best", "clean, last", "robust, best", "robust, last", "best - last",
-    )  # fmt: skip
+    columns, both = _columns(held), len(held["attacked"]) == len(WHICH)
+    header = ["arm", "seeds", "best epoch", *(column.replace("_", ", ") for column in columns)]
+    header += ["best - last"] * both
     rows = []
     for row in held["rows"]:
         cells = [row["arm"], str(row["seeds"])]
         if row["seeds"]:
             cells.append(f"{', '.join(map(str, row['best_epochs']))} of {row['epochs']}{_paper(row, 'best_epoch', '')}")
-            cells += [_cell(row, column) for column in _COLUMNS]
-            gap = 100 * (row["robust_best"]["value"] - row["robust_last"]["value"])
-            theirs = row["paper"]
-            told = f" ({theirs['aa_best'] - theirs['aa_last']:+.2f})" if {"aa_best", "aa_last"} <= theirs.keys() else ""
-            cells.append(f"{gap:+.1f}{told}")
+            cells += [_cell(row, column) for column in columns]
+            cells += [_gap(row)] if both else []
         else:
-            cells += ["not run yet"] + [""] * 5
+            cells += ["not run yet"] + [""] * (len(header) - 3)
         rows.append(cells)
     return tables.markdown_table(header, rows)
+
+
+def _columns(held: dict[str, Any]) -> list[str]:
+    return [f"{kind}_{which}" for kind in ("clean", "robust") for which in held["attacked"]]
+
+
+def _gap(row: dict[str, Any]) -> str:
+    """Best minus last, in points."""
+    gap, theirs = 100 * (row["robust_best"]["value"] - row["robust_last"]["value"]), row["paper"]
+    told = f" ({theirs['aa_best'] - theirs['aa_last']:+.2f})" if {"aa_best", "aa_last"} <= theirs.keys() else ""
+    return f"{gap:+.1f}{told}"
 
 
 def _claims(held: dict[str, Any]) -> str:
@@ -118,24 +125,26 @@ def _paper(row: dict[str, Any], column: str, form: str) -> str:
 
 def csv_table(held: dict[str, Any]) -> str:
     """The arms, one line each, in fractions of 1."""
-    paper_columns = ("clean_best", "clean_last", "aa_best", "aa_last")
-    parts = [f"{c}{part}" for c in _COLUMNS for part in ("", "_low", "_high")]
+    columns = _columns(held)
+    paper_columns = [_PAPER.get(column, column) for column in columns]
+    parts = [f"{c}{part}" for c in columns for part in ("", "_low", "_high")]
     rows = []
     for row in held["rows"]:
-        figures = [row.get(c, {}).get(part, "") for c in _COLUMNS for part in ("value", "low", "high")]
+        figures = [row.get(c, {}).get(part, "") for c in columns for part in ("value", "low", "high")]
         paper = [row["paper"].get(name, "") for name in paper_columns]
         rows.append([row["arm"], row["ratio"], row["seeds"], *figures, *paper])
     return tables.csv_table(["arm", "ratio", "seeds", *parts, *(f"paper_{name}" for name in paper_columns)], rows)
 
 
 def plot(held: dict[str, Any], path: Path) -> None:
-    """Robust accuracy of the best and the last epoch for each arm, ours and the paper's side by side."""
+    """Robust accuracy for each arm, of the best epoch and maybe the last, ours and the paper's side by side."""
     from matplotlib.figure import Figure  # of the extra "report"
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     places = np.arange(len(held["rows"]))
-    for which, colour, mark in (("best", _BLUE, "o"), ("last", _ORANGE, "s")):
+    styles = {"best": (_BLUE, "o"), "last": (_ORANGE, "s")}
+    for which, (colour, mark) in ((which, styles[which]) for which in held["attacked"]):
         style: dict[str, Any] = {"color": colour, "marker": mark, "label": f"{which} epoch"}
         shown = [(k, row[f"robust_{which}"]) for k, row in enumerate(held["rows"]) if row["seeds"]]
         value = np.array([100 * one["value"] for _, one in shown])

@@ -42,12 +42,12 @@ __all__ = ["Outcome", "Runner", "by_arm"]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One training and what its best and its last weights withstand.
+    """One training and what its weights withstand.
 
     Attributes:
         arm, seed: which.
         best_epoch, epochs: where the best weights stand.
-        clean, robust: by "best" and "last", one truth value a test image.
+        clean, robust: by "best" and, where the table is about them, "last" weights: one truth value a test image.
         seconds: of training and attacks.
     """
 
@@ -136,7 +136,9 @@ class Runner:
         key = self.key(recipe)
         held = self.out / "outcomes" / f"{key}-{self.scale.plan}-{self.scale.n}.json"
         if held.is_file():
-            return Outcome(**{**json.loads(held.read_text(encoding="utf-8")), "arm": arm.name})
+            known = Outcome(**{**json.loads(held.read_text(encoding="utf-8")), "arm": arm.name})
+            if set(self.table.attacked) <= set(known.robust):  # another table may ask for less
+                return known
         if arm.ratio and not self._prepare_images(arm):
             return None
         begun, folder = time.monotonic(), self.out / "classifiers" / key
@@ -149,7 +151,7 @@ class Runner:
             return None
         assert result.best_epoch is not None  # of a finished training
         clean, robust = {}, {}
-        for which in WHICH:
+        for which in self.table.attacked:
             clean[which], robust[which] = self._attack(folder, recipe, which, self.out / "runs" / f"{key}-{which}")
         outcome = Outcome(
             arm=arm.name, seed=seed, best_epoch=result.best_epoch, epochs=recipe.training.epochs,
@@ -226,6 +228,7 @@ def by_arm(found: list[Outcome]) -> dict[tuple[str, str], np.ndarray[Any, np.dty
         (arm, which): np.array([outcome.robust[which] for outcome in found if outcome.arm == arm])
         for arm in arms
         for which in WHICH
+        if all(which in outcome.robust for outcome in found)
     }
 
 
