@@ -29,7 +29,7 @@ from robustgen import engine
 from robustgen.attacks.plans import parse_attack
 from robustgen.benchmarks.distances_peers import INSTALL, LIBRARIES, Counted, Entrant, entrants, missing_libraries
 from robustgen.benchmarks.harness import RESULTS, Comparison, in_turn, store
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.distances import distance_summary
 from robustgen.environment import tune_process
 from robustgen.judge import Judge, strict_float32

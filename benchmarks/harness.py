@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.durable import write_json
 from robustgen.environment import describe_environment
 from robustgen.prepare import DEFAULT_BATCH

@@ -24,7 +24,7 @@ from robustgen import engine
 from robustgen.attacks.base import AnswersOnly
 from robustgen.attacks.plans import parse_attack
 from robustgen.benchmarks.harness import Pieces, store
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.environment import tune_process
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Oracle

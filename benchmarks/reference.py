@@ -51,19 +51,19 @@ Every table of figures in these pages is rendered from one of these files by `py
 # Page of the API -> title, and what stands there: packages, or modules of robustgen/ itself. Every module that offers
 # names has one home here, which a test checks; the command line and the scripts of benchmarks/ have pages of their own.
 HOMES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "python": ("From Python", ("api", "compat", "spec", "record", "errors")),
+    "python": ("From Python", ("api", "compat", "spec", "example", "record", "errors")),
     "models": (
         "Classifiers",
-        ("classifiers", "cards", "nets", "published_nets", "ablation", "precision", "weights", "robustbench_zoo",
-         "remote", "surrogates", "defended", "decoys", "usercode"),
+        ("classifier", "classifiers", "cards", "nets", "published_nets", "ablation", "precision", "weights",
+         "robustbench_zoo", "remote", "surrogates", "defended", "decoys", "usercode"),
     ),
-    "data": ("Data", ("data", "files", "corruptions", "suites", "adversarials", "interchange")),
+    "data": ("Data", ("dataset", "data", "files", "corruptions", "suites", "adversarials", "interchange")),
     "threats": ("Threat models and goals", ("threat", "patch_threat", "eps", "goals", "class_images", "targets")),
     "attacks": ("Attacks and plans", ("attacks", "registry", "own_plans", "stages", "all_targets")),
     "engine": (
         "Engine and judge",
-        ("engine", "oracle", "judge", "rng", "evaluation", "prepare", "request", "inspection", "health", "flags",
-         "ranks", "environment", "memory", "progress", "journal", "durable", "witnesses"),
+        ("engine", "oracle", "judge", "rng", "evaluation", "jobs", "prepare", "request", "inspection", "health",
+         "flags", "ranks", "environment", "memory", "progress", "journal", "durable", "witnesses"),
     ),
     "results": (
         "What runs say",

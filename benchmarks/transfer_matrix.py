@@ -12,9 +12,9 @@ from pathlib import Path
 from robustgen.benchmarks.harness import DOCS, store
 from robustgen.environment import tune_process
 from robustgen.plot_transfer import plot_transfer
-from robustgen.prepare import Request
 from robustgen.progress import Lines
 from robustgen.report import transfer_lines
+from robustgen.request import Request
 from robustgen.transfer import transfer_matrix
 
 CLASSIFIERS = "fmnist-standard,fmnist-at,fmnist-at-l2"

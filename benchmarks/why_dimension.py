@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustgen.attacks.losses import Margin, margin
-from robustgen.classifiers import Classifier
-from robustgen.data import Dataset
+from robustgen.classifier import Classifier
+from robustgen.dataset import Dataset
 from robustgen.oracle import Oracle
 from robustgen.rng import ExampleRng
 from robustgen.statistics import proportion

@@ -15,7 +15,8 @@ from robustgen.attacks.base import Attack
 from robustgen.attacks.losses import Margin, margin
 from robustgen.attacks.pgd import PGD
 from robustgen.cards import Card, bundled_cards
-from robustgen.classifiers import Classifier, load_classifier
+from robustgen.classifier import Classifier
+from robustgen.classifiers import load_classifier
 from robustgen.judge import Judge
 from robustgen.oracle import Oracle
 from robustgen.rng import ExampleRng

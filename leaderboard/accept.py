@@ -19,8 +19,8 @@ from robustgen import durable
 from robustgen.cards import Card
 from robustgen.certify.check import Redraw
 from robustgen.errors import RobustgenError
-from robustgen.evaluation import run_job
 from robustgen.fields import FILE_NAME, SEED, WHOLE, check_value
+from robustgen.jobs import run_job
 from robustgen.leaderboard.add import Means, entry_of_run, file_entry, request_here
 from robustgen.leaderboard.certified import CertifiedCard
 from robustgen.leaderboard.entries import Entry, EntryCard, load_entries, request_of
@@ -28,8 +28,9 @@ from robustgen.leaderboard.foreign import Submission, read_submission, told
 from robustgen.leaderboard.parts import Accepted
 from robustgen.leaderboard.strict import plain
 from robustgen.leaderboard.submit import json_bytes, rename
-from robustgen.prepare import Request, prepare
+from robustgen.prepare import prepare
 from robustgen.progress import Progress
+from robustgen.request import Request
 from robustgen.runs import read_examples
 from robustgen.spec import compact_ids, expand_ids
 from robustgen.statistics import sampled_tail

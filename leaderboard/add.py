@@ -16,7 +16,6 @@ from robustgen.cards import Card
 from robustgen.certify.certify import ABSTAIN
 from robustgen.certify.record import holds_certification, load_certification
 from robustgen.certify.request import CertificationRequest, prepare_certification
-from robustgen.distances import refuse_distances
 from robustgen.durable import disk_errors
 from robustgen.errors import RecordError, SpecError
 from robustgen.fields import FILE_NAME, check_value
@@ -24,12 +23,12 @@ from robustgen.leaderboard.certified import CertifiedCard, Share, certification_
 from robustgen.leaderboard.entries import Claimed, Cost, Entry, EntryCard, command_of, request_of
 from robustgen.leaderboard.parts import Origin
 from robustgen.leaderboard.pictures import Picture, pack_pixels
-from robustgen.prepare import Request, prepare
+from robustgen.prepare import prepare
 from robustgen.record import RunRecord
-from robustgen.runs import open_run, read_examples
+from robustgen.request import Request
+from robustgen.runs import open_run, read_examples, refuse_distances, refuse_goal
 from robustgen.spec import RunSpec, compact_ids, expand_ids
 from robustgen.statistics import Estimate
-from robustgen.targets import refuse_goal
 from robustgen.verify import verify_run
 from robustgen.witnesses import read_witnesses
 

@@ -17,6 +17,7 @@ from robustgen.cards import bundled_cards
 from robustgen.certify.certify import Certificate
 from robustgen.data import DATA
 from robustgen.errors import RobustgenError, SpecError, unknown_name
+from robustgen.example import ExampleRecord
 from robustgen.fields import NOT_NEGATIVE, Rule, check_value, number, or_none, read_section
 from robustgen.flags import FLAGS
 from robustgen.generator.card import bundled_generators
@@ -27,7 +28,7 @@ from robustgen.leaderboard.foreign_network import check_network, check_tensors
 from robustgen.leaderboard.parts import Origin
 from robustgen.leaderboard.strict import plain, read_lines, read_object, read_with
 from robustgen.nets import TORCHVISION
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.record import RunRecord
 from robustgen.registry import PLANS
 from robustgen.robustbench_zoo import ROBUSTBENCH
 from robustgen.spec import RunSpec

@@ -10,6 +10,7 @@ from typing import Any
 from robustgen import durable
 from robustgen.certify.spec import CertificationSpec
 from robustgen.errors import SpecError
+from robustgen.example import ExampleRecord
 from robustgen.leaderboard.certified import CertifiedCard, certification_request
 from robustgen.leaderboard.entries import (
     ENTRIES,
@@ -20,7 +21,6 @@ from robustgen.leaderboard.entries import (
     request_of,
 )
 from robustgen.progress import Progress
-from robustgen.record import ExampleRecord
 from robustgen.spec import RunSpec, expand_ids
 from robustgen.tables import markdown_table
 
@@ -121,8 +121,9 @@ def run_row(
     progress: Progress,
 ) -> Rerun:  # fmt: skip
     """Run one entry as its card says, or go on with that, and compare."""
-    from robustgen.evaluation import run_job
-    from robustgen.prepare import Request, prepare
+    from robustgen.jobs import run_job
+    from robustgen.prepare import prepare
+    from robustgen.request import Request
     from robustgen.runs import read_examples
 
     folder = out / "board" / card.name

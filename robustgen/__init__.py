@@ -18,7 +18,7 @@ if not (_here / "attacks").is_dir() and (_here.parent / "pyproject.toml").is_fil
     __path__.append(str(_here.parent))
 
 _LAZY = {
-    "Classifier": "robustgen.classifiers",
+    "Classifier": "robustgen.classifier",
     "ExampleRng": "robustgen.rng",
     "RobustgenError": "robustgen.errors",
     "RunOptions": "robustgen.spec",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from robustgen.environment import describe_environment
-from robustgen.evaluation import open_journal, run_job
+from robustgen.evaluation import open_journal, run_once
 from robustgen.goals import Goal, check_labels
 from robustgen.prepare import Job
 from robustgen.progress import Progress
@@ -80,7 +80,7 @@ def run_targets(job: Job, progress: Progress, ranks: Ranks) -> RunRecord:
         told, parts = _Towards(progress), dict[int, RunRecord]()
         for target, part in _parts(job):
             told.target = target
-            parts[target] = run_job(part, told, ranks)
+            parts[target] = run_once(part, told, ranks)
         if ranks.first:
             seconds: dict[str, float] = {}
             for record in parts.values():

@@ -13,18 +13,20 @@ from robustgen.attacks.base import Attack, sees
 from robustgen.attacks.nearest import check_goal
 from robustgen.attacks.plans import Plan, parse_attack
 from robustgen.class_images import starts_in_class
-from robustgen.classifiers import check_classifier, load_classifier
+from robustgen.classifier import check_classifier
+from robustgen.classifiers import load_classifier
 from robustgen.data import load_data
 from robustgen.errors import SpecError
-from robustgen.evaluation import run_job
 from robustgen.goals import UNTARGETED, Goal, check_goal_of
+from robustgen.jobs import run_job
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchForm, SearchModel
-from robustgen.prepare import DEFAULT_BATCH, Request, prepare
+from robustgen.prepare import DEFAULT_BATCH, prepare
 from robustgen.progress import Progress, Silent
 from robustgen.record import RunRecord
 from robustgen.registry import ATTACKS
+from robustgen.request import Request
 from robustgen.threat import ThreatModel
 
 __all__ = ["attack", "evaluate"]

@@ -127,7 +127,8 @@ def eval_command(
 
       robustgen eval http://127.0.0.1:8000 --threat linf:0.05 --queries 500 --attacks hopskipjump -n 10
     """
-    from robustgen.prepare import Request, prepare
+    from robustgen.prepare import prepare
+    from robustgen.request import Request
 
     if plan is not None and attacks is not None:
         raise SpecError("--plan and --attacks exclude each other; drop one of them.")
@@ -148,7 +149,7 @@ def eval_command(
         gradient=gradient, report=report, **given,
     )  # fmt: skip
     from robustgen.environment import tune_process
-    from robustgen.evaluation import run_job
+    from robustgen.jobs import run_job
     from robustgen.ranks import joined_ranks
 
     tune_process()

@@ -213,7 +213,7 @@ def import_command(
     """
     from robustgen.environment import tune_process
     from robustgen.interchange import import_adversarials
-    from robustgen.prepare import Request
+    from robustgen.request import Request
 
     tune_process()
     request = Request(classifier=classifier, data=data, threat=threat, n=n, ids=ids, weights=weights, data_dir=data_dir)

@@ -54,8 +54,8 @@ def matrix_command(
     from robustgen.environment import tune_process
     from robustgen.plot import need_matplotlib
     from robustgen.plot_transfer import plot_transfer
-    from robustgen.prepare import Request
     from robustgen.report import transfer_lines
+    from robustgen.request import Request
     from robustgen.transfer import transfer_matrix
 
     need_matplotlib()

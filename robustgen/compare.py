@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from robustgen.distances import refuse_distances
 from robustgen.errors import SpecError
 from robustgen.record import RunRecord
-from robustgen.runs import read_examples
+from robustgen.runs import read_examples, refuse_distances, refuse_goal
 from robustgen.statistics import Estimate, mcnemar
-from robustgen.targets import refuse_goal
 
 __all__ = ["Comparison", "Row", "compare_runs"]
 

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
-import struct
 import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from shutil import copytree
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from robustgen.corruptions.source import CORRUPTED, PUBLISHED, load_corrupted
+from robustgen.dataset import Dataset, Split, data_root
 from robustgen.errors import ArtifactError, SpecError, unknown_name
 from robustgen.files import impatient, read_folder, read_idx
 from robustgen.usercode import first_line
 
-__all__ = ["DATA", "Dataset", "Split", "data_root", "find_data", "load_data", "parse_ids", "pixel_marks"]
-
-Split = Literal["train", "test"]
+__all__ = ["DATA", "find_data", "load_data", "parse_ids", "pixel_marks"]
 
 DATA = {
     "fmnist-test-1k": "the first 1,000 test images of Fashion-MNIST, 1 x 28 x 28, 10 classes; comes with robustgen",
@@ -55,53 +53,7 @@ _FASHION = (
 )
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
-_CORRUPTED = ("corrupted:", "cifar10-c:", "cifar100-c:")
 _EMBEDDED = Path(__file__).resolve().parent / "zoo" / "data" / "fmnist-test-1k.npz"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
-    """Labelled images; an example's id is its place, from 0.
-
-    Args:
-        name: what tables and records call it.
-        labels: (N,) int64, 0 <= label < number of classes.
-        shape: (C, H, W) of every image.
-        class_names: one a class.
-        read: id to raw image, (H, W, C) uint8 in 0 .. 255 or float32 in [0, 1]; called only when an image is needed.
-    """
-
-    name: str
-    labels: npt.NDArray[np.int64]
-    shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    read: Callable[[int], npt.NDArray[Any]]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) float32 in [0, 1] and labels (B,) int64 of some ids, in the order given."""
-        raw = (
-            torch.from_numpy(np.stack([self.read(index) for index in indices]))
-            .permute(0, 3, 1, 2)
-            .clone(memory_format=torch.contiguous_format)
-        )
-        images = raw.float().div(255) if raw.dtype == torch.uint8 else raw
-        return images, torch.from_numpy(self.labels[np.asarray(indices)])
-
-    def digest(self, indices: Sequence[int]) -> str:
-        """SHA-256 over id, label and raw (H, W, C) bytes of some examples, in the order given."""
-        digest = hashlib.sha256()
-        for index in indices:
-            digest.update(struct.pack("<qq", index, self.labels[index]))
-            digest.update(np.ascontiguousarray(self.read(index)).tobytes())
-        return digest.hexdigest()
 
 
 def load_data(spec: str | tuple[Tensor, Tensor], *, data_dir: Path | None = None, split: Split = "test") -> Dataset:
@@ -119,10 +71,8 @@ def load_data(spec: str | tuple[Tensor, Tensor], *, data_dir: Path | None = None
     """
     if not isinstance(spec, str):
         return _from_tensors(*spec)
-    if spec.startswith(_CORRUPTED):
-        from robustgen.corruptions.source import load_corrupted  # it stands on this module
-
-        return load_corrupted(spec, data_dir=data_dir, split=split)
+    if spec.startswith((CORRUPTED, *PUBLISHED)):
+        return load_corrupted(spec, data_dir, partial(load_data, data_dir=data_dir, split=split))
     if spec.startswith("folder:"):
         labels, shape, class_names, read = read_folder(Path(spec.removeprefix("folder:")).expanduser())
         return Dataset(name=spec, labels=labels, shape=shape, class_names=class_names, read=read)
@@ -138,11 +88,6 @@ def load_data(spec: str | tuple[Tensor, Tensor], *, data_dir: Path | None = None
     if spec in _CIFAR:
         return _cifar(spec, root, split)
     raise unknown_name("data", spec, DATA, hint="See `robustgen list data`.")
-
-
-def data_root(data_dir: Path | None) -> Path:
-    """Where full data sets lie: as given, else $ROBUSTGEN_DATA, else ~/.cache/robustgen/data."""
-    return (data_dir or Path(os.environ.get("ROBUSTGEN_DATA") or "~/.cache/robustgen/data")).expanduser()
 
 
 def find_data(name: str, data_dir: Path | None = None, split: Split = "test") -> Path | None:

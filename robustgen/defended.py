@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.plans import Plan
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.errors import SpecError
 from robustgen.fields import check_value, one_of
 from robustgen.generator.load import load_generator, with_precision

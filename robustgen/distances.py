@@ -10,16 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from robustgen.errors import SpecError
+from robustgen.example import ExampleRecord, counted
 from robustgen.statistics import exceedance
-from robustgen.targets import counted
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from robustgen.record import ExampleRecord, RunRecord
 
 __all__ = [
     "CurvePoint",
@@ -28,7 +22,6 @@ __all__ = [
     "accuracy_curve",
     "distance_summary",
     "nearest_of",
-    "refuse_distances",
     "summarise_distances",
 ]
 
@@ -104,19 +97,6 @@ def summarise_distances(
 def nearest_of(example: ExampleRecord) -> float:
     """Distance of the nearest adversarial image found: 0 where it is misclassified, infinite where there is none."""
     return 0.0 if example.broken_by == "clean" else min((example.distances or {}).values(), default=math.inf)
-
-
-def refuse_distances(run: Path, record: RunRecord, command: str) -> None:
-    """For a command that needs verdicts inside an eps.
-
-    Raises:
-        SpecError: the run holds distances.
-    """
-    if record.nearest is not None:
-        raise SpecError(
-            f"{run} holds distances and no verdicts inside an eps, which robustgen {command} needs; type robustgen "
-            f"plot {run}, or evaluate again without --report distance."
-        )
 
 
 def accuracy_curve(distances: Sequence[float]) -> tuple[CurvePoint, ...]:

@@ -15,7 +15,8 @@ import torch
 
 from robustgen.cards import Card, bundled_cards
 from robustgen.classifiers import load_classifier
-from robustgen.data import DATA, data_root, find_data, load_data
+from robustgen.data import DATA, find_data, load_data
+from robustgen.dataset import data_root
 from robustgen.environment import describe_environment, pick_device
 from robustgen.precision import choose_form, has_bfloat16
 from robustgen.robustbench_zoo import models_folder, torchattacks_overwrites

@@ -18,6 +18,7 @@ from robustgen.class_images import starts_in_class
 from robustgen.defended import crossed_by
 from robustgen.distances import summarise_distances
 from robustgen.environment import describe_environment
+from robustgen.example import ExampleRecord
 from robustgen.flags import FLAGS
 from robustgen.health import black_box_wins, broken_without_gradients
 from robustgen.inspection import inspect_job
@@ -30,31 +31,20 @@ from robustgen.prepare import Job
 from robustgen.progress import Progress
 from robustgen.queries import QueriesSummary, summarise_queries
 from robustgen.ranks import Ranks
-from robustgen.record import ExampleRecord, RunRecord, StochasticScore, summarise
+from robustgen.record import RunRecord, StochasticScore, summarise
 from robustgen.rng import stage_seed
 from robustgen.scoring import score_stochastic
 from robustgen.stages import Stage
 from robustgen.targets import summarise_targets
 from robustgen.witnesses import slot_key
 
-__all__ = ["open_journal", "run_job"]
+__all__ = ["open_journal", "run_once"]
 
 _QUIET = 0.005  # share of the examples that a rung must break for the next, larger one to be run
 
 
-def run_job(job: Job, progress: Progress, ranks: Ranks = Ranks()) -> RunRecord:  # noqa: B008 -- frozen
-    """Run a job to its end, or go on with one that was left half-way; a finished one is only read.
-
-    Of several ranks each takes its share of the examples; rank 0 merges what all have written.
-
-    Raises:
-        SpecError, RecordError: the run folder is in use for something else.
-        KeyboardInterrupt: passed on, after what is finished has been written.
-    """
-    if job.goal.kind == "all":
-        from robustgen.all_targets import run_targets  # it stands on this module
-
-        return run_targets(job, progress, ranks)
+def run_once(job: Job, progress: Progress, ranks: Ranks) -> RunRecord:
+    """As `run_job`, for a job whose goal is one: an example has one target, or none."""
     journal = open_journal(job, ranks)
     if journal.finished:
         progress.note(f"this run was finished before; its record is read from {job.folder}.")

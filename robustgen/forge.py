@@ -23,7 +23,8 @@ from robustgen.certify.certify import predict_votes, verdict
 from robustgen.certify.noise import GridNoise
 from robustgen.certify.smoothed import check_base
 from robustgen.certify.votes import Voter
-from robustgen.classifiers import Classifier, check_classifier, load_classifier
+from robustgen.classifier import Classifier, check_classifier
+from robustgen.classifiers import load_classifier
 from robustgen.data import load_data
 from robustgen.defended import defend
 from robustgen.environment import pick_device

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.attacks.losses import CE, Margin, margin
+from robustgen.example import ExampleRecord
 from robustgen.oracle import Oracle
-from robustgen.record import ExampleRecord
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 

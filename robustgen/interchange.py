@@ -11,15 +11,14 @@ from robustgen.adversarials import Adversarials, read_tensor
 from robustgen.attacks.replay import Replay
 from robustgen.certify.logs import write_log
 from robustgen.certify.record import holds_certification, load_certification
-from robustgen.distances import refuse_distances
 from robustgen.durable import disk_errors, write_json
 from robustgen.errors import SpecError, unknown_name
-from robustgen.evaluation import run_job
-from robustgen.prepare import Job, Request, prepare
+from robustgen.jobs import run_job
+from robustgen.prepare import Job, prepare
 from robustgen.progress import Progress
 from robustgen.record import RunRecord
-from robustgen.runs import OpenedRun, open_run
-from robustgen.targets import refuse_goal
+from robustgen.request import Request
+from robustgen.runs import OpenedRun, open_run, refuse_distances, refuse_goal
 from robustgen.witnesses import read_witnesses
 
 __all__ = ["export_run", "import_adversarials", "model_info"]

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from robustgen.durable import Appender, FolderLock, cut, disk_errors, remove, replace, write_json
 from robustgen.errors import RecordError, SpecError
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.example import ExampleRecord
+from robustgen.record import RunRecord
 from robustgen.spec import RunSpec
 from robustgen.witnesses import Parts, pack_parts, part_record, slot_key, unpack, whole_bytes
 

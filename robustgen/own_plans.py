@@ -12,7 +12,7 @@ from robustgen.journal import saved_spec
 
 if TYPE_CHECKING:
     from robustgen.attacks.plans import Plan
-    from robustgen.prepare import Request
+    from robustgen.request import Request
 
 __all__ = ["keep_plan", "with_stored_plan"]
 

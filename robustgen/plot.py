@@ -22,16 +22,16 @@ from torch import Tensor
 from robustgen import engine
 from robustgen.attacks.plan_files import disagreements, stored_plan
 from robustgen.attacks.plans import Plan, parse_attack, parse_plan
-from robustgen.classifiers import Classifier, check_classifier
+from robustgen.classifier import Classifier, check_classifier
 from robustgen.durable import write_json
 from robustgen.environment import pick_device
 from robustgen.errors import RobustgenError, SpecError
+from robustgen.example import ExampleRecord
 from robustgen.judge import Judge, strict_float32
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchModel, choose_form, has_bfloat16
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.progress import Progress
-from robustgen.record import ExampleRecord
 from robustgen.runs import OpenedRun, load_run_classifier, open_run
 from robustgen.statistics import proportion
 from robustgen.threat import ThreatModel

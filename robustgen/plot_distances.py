@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from robustgen.distances import accuracy_curve, nearest_of
 from robustgen.errors import SpecError
+from robustgen.example import ExampleRecord
 from robustgen.journal import saved_spec
 from robustgen.plot import GREY, STYLE, make_folder, need_matplotlib, save_figure
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.record import RunRecord
 from robustgen.runs import read_examples
 from robustgen.threat import ThreatModel
 

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.adversarials import Adversarials
-from robustgen.attacks.base import Attack
 from robustgen.attacks.nearest import check_goal, goal_threats
 from robustgen.attacks.plans import Plan, attack_of, parse_plan
 from robustgen.attacks.queries import limit, needs_float32
 from robustgen.attacks.replay import Replay
 from robustgen.attacks.transfer import check_surrogate_plan
 from robustgen.cards import Card, bundled_cards
-from robustgen.classifiers import Classifier, check_classifier, load_classifier
-from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.classifier import Classifier, check_classifier
+from robustgen.classifiers import load_classifier
+from robustgen.data import load_data, parse_ids
+from robustgen.dataset import Dataset
 from robustgen.defended import Defended, crossing_of, defence_flags, defend, has_generator, split_name
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
@@ -31,8 +32,8 @@ from robustgen.own_plans import with_stored_plan
 from robustgen.precision import SearchForm, SearchModel, choose_form
 from robustgen.ranks import Ranks
 from robustgen.registry import ATTACKS
-from robustgen.remote import Remote, StandIn, check_plan, is_address, load_asked, notes_of, probe
-from robustgen.request import check_request
+from robustgen.remote import Remote, StandIn, check_plan, load_asked, notes_of, probe
+from robustgen.request import Request, check_request, is_address
 from robustgen.rng import ExampleRng
 from robustgen.robustbench_zoo import ROBUSTBENCH, ZooName
 from robustgen.spec import RunSpec, compact_ids
@@ -40,7 +41,7 @@ from robustgen.stages import Stage, stages_of
 from robustgen.surrogates import Ensemble, load_surrogates
 from robustgen.threat import ThreatModel
 
-__all__ = ["DEFAULT_BATCH", "Job", "Request", "default_data", "prepare", "slug"]
+__all__ = ["DEFAULT_BATCH", "Job", "default_data", "prepare", "slug"]
 
 DEFAULT_BATCH = 250
 _BATCH_BEHIND_A_GENERATOR = 64  # on processors, where the graphs of a chain of larger batches would not be kept
@@ -49,34 +50,6 @@ _EMBEDDED = "fmnist-test-1k"
 _THREATS = {
     "fmnist-test-1k": "linf:0.1", "fashion-mnist": "linf:0.1", "cifar10": "linf:8/255", "cifar100": "linf:8/255",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a user asks for, as typed; see `robustgen.evaluate` for the meaning of each field."""
-
-    classifier: str | nn.Module = "fmnist-at"
-    data: str | tuple[Tensor, Tensor] | None = None
-    threat: str | ThreatModel | None = None
-    plan: str | Plan | None = None  # "adaptive" behind a purifier, "queries", "transfer", else "rapid"
-    goal: str | None = None  # that of the plan, else "untargeted"
-    attacks: str | Sequence[Attack] | None = None
-    queries: int | None = None
-    surrogates: str | None = None
-    account: str | None = None  # of a target at an address: names with commas
-    total_queries: int | None = None
-    total_seconds: float | None = None
-    start: Adversarials | None = None
-    n: int | None = None
-    ids: str | Sequence[int] | None = None
-    seed: int = 0
-    precision: str = "auto"
-    purify: str | None = None
-    gradient: str = "full"
-    eot: int | None = None
-    report: str = "accuracy"  # or "distance", of minimum-norm attacks under a threat model without an eps
-    weights: str | Path | None = None
-    data_dir: str | Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from robustgen import durable
 from robustgen.api import evaluate
-from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.data import load_data, parse_ids
+from robustgen.dataset import Dataset
 from robustgen.errors import SpecError
 from robustgen.files import read_image
 from robustgen.generator.denoiser import to_generator_range

@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from robustgen.example import ExampleRecord
 from robustgen.statistics import exceedance
-
-if TYPE_CHECKING:
-    from robustgen.record import ExampleRecord
 
 __all__ = ["QueriesSummary", "QueryPoint", "QuerySummary", "queries_to_success", "success_curve", "summarise_queries"]
 

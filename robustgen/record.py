@@ -1,73 +1,21 @@
-"""What a run leaves behind: one line an example, one summary, both plain JSON. Null means not measured, never 0."""
+"""The summary of a run, in plain JSON. Null means not measured, never 0."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from robustgen.distances import DistanceSummary, NearestSummary
 from robustgen.errors import RecordError
+from robustgen.example import ExampleRecord, counted
 from robustgen.queries import QueriesSummary
 from robustgen.statistics import Estimate, proportion
-from robustgen.targets import TargetSummary, counted
+from robustgen.targets import TargetSummary
 
-__all__ = ["AttackSummary", "ExampleRecord", "RunRecord", "StochasticScore", "summarise"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExampleRecord:
-    """One example's fate.
-
-    Attributes:
-        id, label: which example.
-        clean_prediction: class of the clean image, -1 when its logits were not finite.
-        robust: classified correctly, and no attack broke it.
-        broken_by: label of the attack, "clean" when the clean image is already misclassified, null when robust.
-        broken_by_all: labels of all attacks that broke it, where every attack saw every example, else null.
-        threat: the threat model under which it was broken, or null.
-        restart, round: of that attack, from 0.
-        distance: of the adversarial image in the norm of the threat model.
-        distances: attack label -> distance of the nearest image that it found, where the run has no eps; else null.
-        prediction: class of the adversarial image.
-        cost: attack label -> [forwards, backwards] spent on this example.
-        missed: a query saw a point inside misclassified, whatever the judge said of it.
-        error: why an attack gave the example up, or null.
-        target: the class that its prediction had to become, where the run has a goal; else left out of the line.
-    """
-
-    id: int
-    label: int
-    clean_prediction: int
-    robust: bool
-    broken_by: str | None = None
-    broken_by_all: list[str] | None = None
-    threat: str | None = None
-    restart: int | None = None
-    round: int | None = None
-    distance: float | None = None
-    distances: dict[str, float] | None = None
-    prediction: int | None = None
-    cost: dict[str, list[int]] = field(default_factory=dict)
-    missed: bool = False
-    error: str | None = None
-    target: int | None = None
-
-    @property
-    def skipped(self) -> bool:
-        """Whether its label is the target, so that there is nothing to attack."""
-        return self.target is not None and self.target == self.label
-
-    def line(self) -> str:
-        """One line of examples.jsonl, without the newline; floats keep every digit."""
-        return json.dumps(_without(asdict(self), "target"), sort_keys=True)
-
-    @classmethod
-    def from_line(cls, text: str) -> ExampleRecord:
-        """The inverse of `line`; ValueError, KeyError or TypeError where the line is not one."""
-        return cls(**json.loads(text))
+__all__ = ["AttackSummary", "RunRecord", "StochasticScore", "summarise"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +122,8 @@ class RunRecord:
         head = {
             key: self.spec[key] for key in ("classifier", "data", "threat", "plan", "protocol", "seed", "precision")
         }
-        return {**head, **_without(asdict(self), "targets")}
+        table = {key: value for key, value in asdict(self).items() if key != "targets" or value is not None}
+        return {**head, **table}
 
     def stored(self) -> dict[str, Any]:
         """What record.json holds: all but clock and folder, so that equal runs leave equal files."""
@@ -233,11 +182,6 @@ class RunRecord:
             return cls(**kept)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise RecordError(f"{path} lacks a field or has one of the wrong kind: {error}.") from None
-
-
-def _without(table: dict[str, Any], field_: str) -> dict[str, Any]:
-    """The table, without a field that came later where it holds nothing, so that older runs stay as they are."""
-    return {key: value for key, value in table.items() if key != field_ or value is not None}
 
 
 def _attack_summary(row: dict[str, Any]) -> AttackSummary:

@@ -13,21 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.cards import Card
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.errors import SpecError
 from robustgen.precision import standard_layout
 
 if TYPE_CHECKING:
     from robustgen.attacks.plans import Plan
-    from robustgen.prepare import Request
+    from robustgen.request import Request
     from robustgen.service.client import Client
 
-__all__ = ["Remote", "StandIn", "check_plan", "is_address", "load_asked", "load_remote", "notes_of", "probe"]
-
-
-def is_address(name: object) -> bool:
-    """Whether a classifier is named by an address."""
-    return isinstance(name, str) and name.startswith(("http://", "https://"))
+__all__ = ["Remote", "StandIn", "check_plan", "load_asked", "load_remote", "notes_of", "probe"]
 
 
 class _Asking(nn.Module):

@@ -1,21 +1,56 @@
-"""What of a request can be refused before any file is opened."""
+"""What a user asks for, as typed, and what of it can be refused before any file is opened."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
+from robustgen.adversarials import Adversarials
+from robustgen.attacks.base import Attack
+from robustgen.attacks.plans import Plan
 from robustgen.errors import SpecError
 from robustgen.precision import parse_form
-from robustgen.remote import is_address
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel
 
-if TYPE_CHECKING:
-    from robustgen.prepare import Request
+__all__ = ["Request", "check_request", "is_address"]
 
-__all__ = ["check_request"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a user asks for, as typed; see `robustgen.evaluate` for the meaning of each field."""
+
+    classifier: str | nn.Module = "fmnist-at"
+    data: str | tuple[Tensor, Tensor] | None = None
+    threat: str | ThreatModel | None = None
+    plan: str | Plan | None = None  # "adaptive" behind a purifier, "queries", "transfer", else "rapid"
+    goal: str | None = None  # that of the plan, else "untargeted"
+    attacks: str | Sequence[Attack] | None = None
+    queries: int | None = None
+    surrogates: str | None = None
+    account: str | None = None  # of a target at an address: names with commas
+    total_queries: int | None = None
+    total_seconds: float | None = None
+    start: Adversarials | None = None
+    n: int | None = None
+    ids: str | Sequence[int] | None = None
+    seed: int = 0
+    precision: str = "auto"
+    purify: str | None = None
+    gradient: str = "full"
+    eot: int | None = None
+    report: str = "accuracy"  # or "distance", of minimum-norm attacks under a threat model without an eps
+    weights: str | Path | None = None
+    data_dir: str | Path | None = None
+
+
+def is_address(name: object) -> TypeGuard[str]:
+    """Whether a classifier is named by an address."""
+    return isinstance(name, str) and name.startswith(("http://", "https://"))
 
 
 def check_request(request: Request, batch_size: int | None) -> None:

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from robustgen.cards import bundled_cards
-from robustgen.classifiers import Classifier, load_classifier
-from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.classifier import Classifier
+from robustgen.classifiers import load_classifier
+from robustgen.data import load_data, parse_ids
+from robustgen.dataset import Dataset
 from robustgen.defended import split_name
 from robustgen.errors import ArtifactError, RecordError, SpecError
+from robustgen.example import ExampleRecord
 from robustgen.nets import TORCHVISION
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.record import RunRecord
 from robustgen.robustbench_zoo import ROBUSTBENCH
-from robustgen.targets import refuse_parts
 from robustgen.threat import ThreatModel
 
 __all__ = [
     "OpenedRun", "check_weights", "load_named_classifier", "load_run_classifier", "load_run_data", "open_run",
-    "read_examples",
+    "read_examples", "refuse_distances", "refuse_goal",
 ]  # fmt: skip
 
 
@@ -48,7 +50,7 @@ def read_examples(run: Path) -> list[ExampleRecord]:
         RecordError: no such file, or a line that cannot be read; its number is named.
     """
     path = run / "examples.jsonl"
-    refuse_parts(run)
+    _refuse_parts(run)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -165,4 +167,41 @@ def check_weights(folder: Path, name: str, found: str, recorded: str) -> None:
         raise ArtifactError(
             f"{name} has weights {found[:12]}, {folder} was made with {recorded[:12]}; pass the right ones with "
             "--classifier or --weights FILE."
+        )
+
+
+def _refuse_parts(run: Path) -> None:
+    """For a reader of examples.jsonl.
+
+    Raises:
+        RecordError: the run holds one run a target instead.
+    """
+    parts = sorted(run.glob("target-*"))
+    if parts:
+        raise RecordError(f"{run} holds a run for each target class (--goal all); name one of them: {parts[0]}")
+
+
+def refuse_distances(run: Path, record: RunRecord, command: str) -> None:
+    """For a command that needs verdicts inside an eps.
+
+    Raises:
+        SpecError: the run holds distances.
+    """
+    if record.nearest is not None:
+        raise SpecError(
+            f"{run} holds distances and no verdicts inside an eps, which robustgen {command} needs; type robustgen "
+            f"plot {run}, or evaluate again without --report distance."
+        )
+
+
+def refuse_goal(run: Path, record: RunRecord, command: str) -> None:
+    """For a command that needs verdicts of an untargeted attack.
+
+    Raises:
+        SpecError: the run has a goal.
+    """
+    if record.targets is not None:
+        raise SpecError(
+            f"{run} was made with --goal {record.spec['goal']}, and robustgen {command} needs verdicts of any wrong "
+            f"class; evaluate again without --goal, or type robustgen plot {run}."
         )

@@ -14,19 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustgen.classifiers import Classifier
-from robustgen.data import Dataset
+from robustgen.classifier import Classifier
+from robustgen.dataset import Dataset
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
+from robustgen.example import ExampleRecord
 from robustgen.journal import Journal
 from robustgen.judge import VOTES, Judge, strict_float32
 from robustgen.prepare import DEFAULT_BATCH, Job
 from robustgen.progress import Progress, Silent
-from robustgen.record import ExampleRecord, RunRecord, StochasticScore
+from robustgen.record import RunRecord, StochasticScore
 from robustgen.rng import ExampleRng, child_stream
-from robustgen.runs import load_run_classifier, open_run
+from robustgen.runs import load_run_classifier, open_run, refuse_goal
 from robustgen.statistics import Estimate, majority_of, mean_share, proportion, worst_of
-from robustgen.targets import refuse_goal
 from robustgen.threat import ThreatModel
 from robustgen.witnesses import Parts, read_nearest, read_witnesses
 

@@ -8,7 +8,8 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from robustgen.classifiers import Classifier, check_classifier, load_classifier
+from robustgen.classifier import Classifier, check_classifier
+from robustgen.classifiers import load_classifier
 from robustgen.defended import Defended
 from robustgen.errors import SpecError
 from robustgen.health import is_stochastic

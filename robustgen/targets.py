@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from robustgen.errors import RecordError, SpecError
+from robustgen.example import ExampleRecord
 from robustgen.statistics import Estimate, proportion
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from robustgen.record import ExampleRecord, RunRecord
-
-__all__ = ["TargetSummary", "counted", "merge_targets", "refuse_goal", "refuse_parts", "summarise_targets"]
+__all__ = ["TargetSummary", "merge_targets", "summarise_targets"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +45,6 @@ class TargetSummary:
         """Share reached in one cell of the matrix; None where nothing was attacked."""
         attacked = self.attacked[row][target]
         return self.reached[row][target] / attacked if attacked else None
-
-
-def counted(examples: Iterable[ExampleRecord]) -> list[ExampleRecord]:
-    """The examples that a goal does not skip."""
-    return [e for e in examples if not e.skipped]
 
 
 def summarise_targets(examples: Sequence[ExampleRecord], classes: int) -> TargetSummary | None:
@@ -98,27 +88,3 @@ def _summary(
 
 def _share(count: int, total: int) -> Estimate | None:
     return proportion(count, total) if total else None
-
-
-def refuse_goal(run: Path, record: RunRecord, command: str) -> None:
-    """For a command that needs verdicts of an untargeted attack.
-
-    Raises:
-        SpecError: the run has a goal.
-    """
-    if record.targets is not None:
-        raise SpecError(
-            f"{run} was made with --goal {record.spec['goal']}, and robustgen {command} needs verdicts of any wrong "
-            f"class; evaluate again without --goal, or type robustgen plot {run}."
-        )
-
-
-def refuse_parts(run: Path) -> None:
-    """For a reader of examples.jsonl.
-
-    Raises:
-        RecordError: the run holds one run a target instead.
-    """
-    parts = sorted(run.glob("target-*"))
-    if parts:
-        raise RecordError(f"{run} holds a run for each target class (--goal all); name one of them: {parts[0]}")

@@ -21,11 +21,12 @@ from robustgen.attacks.plans import Plan
 from robustgen.attacks.transfer import transfer
 from robustgen.durable import disk_errors, write_json
 from robustgen.errors import SpecError
-from robustgen.evaluation import run_job
+from robustgen.example import ExampleRecord
 from robustgen.health import transfer_wins
-from robustgen.prepare import Job, Request, prepare, slug
+from robustgen.jobs import run_job
+from robustgen.prepare import Job, prepare, slug
 from robustgen.progress import Progress
-from robustgen.record import ExampleRecord
+from robustgen.request import Request
 from robustgen.runs import read_examples
 from robustgen.statistics import Estimate, proportion
 from robustgen.surrogates import check_apart, split_names

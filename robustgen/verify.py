@@ -23,18 +23,19 @@ from robustgen.attacks.plan_files import PLAN_FILE, disagreements
 from robustgen.certify.check import Redraw, verify_certification
 from robustgen.certify.patches_run import holds_patches
 from robustgen.certify.record import holds_certification
-from robustgen.classifiers import Classifier
-from robustgen.data import Dataset
+from robustgen.classifier import Classifier
+from robustgen.dataset import Dataset
 from robustgen.distances import summarise_distances
 from robustgen.environment import pick_device
 from robustgen.errors import ArtifactError, RecordError, SpecError
+from robustgen.example import ExampleRecord
 from robustgen.goals import UNTARGETED, Goal
 from robustgen.judge import VOTES, Judge, clean_streams, judging_streams, strict_float32
 from robustgen.prepare import DEFAULT_BATCH
 from robustgen.progress import Progress, Silent
 from robustgen.queries import summarise_queries
-from robustgen.record import ExampleRecord, RunRecord, summarise
-from robustgen.remote import is_address
+from robustgen.record import RunRecord, summarise
+from robustgen.request import is_address
 from robustgen.rng import ExampleRng, stage_seed
 from robustgen.runs import load_run_classifier, load_run_data, read_examples
 from robustgen.spec import RunSpec, expand_ids

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from robustgen.data import Dataset
-from robustgen.record import ExampleRecord
+from robustgen.dataset import Dataset
+from robustgen.example import ExampleRecord
 from robustgen.threat import ThreatModel
 from robustgen.verification import Findings
 from robustgen.witnesses import read_found_by, read_witnesses

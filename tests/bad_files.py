@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from robustgen.prepare import Request, prepare
+from robustgen.prepare import prepare
+from robustgen.request import Request
 
 MODELS = '''
 import torch

@@ -13,7 +13,8 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from robustgen.classifiers import Classifier, load_classifier
+from robustgen.classifier import Classifier
+from robustgen.classifiers import load_classifier
 from robustgen.service.app import ServeSettings, create_app
 from robustgen.service.monitors import Monitor
 from tests.helpers import make_linear

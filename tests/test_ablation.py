@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from robustgen.ablation import UNKNOWN, Ablation, AblationNet
 from robustgen.certify.derandomized import ablated_votes, certified_by_votes, winner
 from robustgen.certify.patches import ablated_value
-from robustgen.classifiers import Classifier, load_classifier
+from robustgen.classifier import Classifier
+from robustgen.classifiers import load_classifier
 from robustgen.cli import _run
 from robustgen.errors import SpecError
 from robustgen.nets import build_network, input_layer

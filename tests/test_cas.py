@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustgen.data import Dataset, load_data
+from robustgen.data import load_data
+from robustgen.dataset import Dataset
 from robustgen.errors import SpecError
 from robustgen.generator.cas import CasSettings, _batches, classification_accuracy_score
 from robustgen.generator.generated import read_images

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from robustgen import classifiers
 from robustgen.cards import Card
-from robustgen.classifiers import Classifier, check_classifier, load_classifier
+from robustgen.classifier import Classifier, check_classifier
+from robustgen.classifiers import load_classifier
 from robustgen.errors import ArtifactError, SpecError
 from robustgen.nets import build_network
 from robustgen.weights import state_sha256

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from robustgen.errors import RemoteError, SpecError
-from robustgen.remote import Remote, check_plan, is_address, probe
+from robustgen.remote import Remote, check_plan, probe
+from robustgen.request import is_address
 from robustgen.service.client import Client
 from robustgen.service.images import decode
 from tests.helpers import make_linear

@@ -21,8 +21,8 @@ from robustgen.corruptions.blur import _disc
 from robustgen.corruptions.draw import box, enlarge, sample
 from robustgen.corruptions.kinds import CORRUPTIONS, corrupt
 from robustgen.corruptions.noise import shot_noise
-from robustgen.corruptions.source import load_corrupted
 from robustgen.corruptions.suite import CorruptionRequest, mce, measure_corruptions
+from robustgen.data import load_data
 from robustgen.errors import ArtifactError, SpecError
 from robustgen.rng import ExampleRng
 from tests.helpers import ROOT, assert_global_rng_untouched, make_linear, write_linear_task
@@ -269,7 +269,7 @@ def test_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     published(tmp_path / "data" / "CIFAR-10-C")
     clean = np.load(tmp_path / "data" / "cifar10" / "test.npz")["image"]
     for place in (tmp_path / "data", tmp_path / "data" / "CIFAR-10-C"):
-        held = load_corrupted("cifar10-c:fog:3", data_dir=place)
+        held = load_data("cifar10-c:fog:3", data_dir=place)
         assert (len(held), held.classes) == (4, 10)
         assert np.array_equal(held.read(2), clean[2] // 3)
     net = make_linear((3, 32, 32), 10)
@@ -288,20 +288,20 @@ def test_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     """A missing file says where to get it; one of another shape, or labels that are none, what was expected."""
     with pytest.raises(ArtifactError, match=r"no .*CIFAR-10-C/fog\.npy; get CIFAR-10-C\.tar from https://zenodo"):
-        load_corrupted("cifar10-c:fog:1", data_dir=tmp_path)
+        load_data("cifar10-c:fog:1", data_dir=tmp_path)
     folder = tmp_path / "CIFAR-10-C"
     folder.mkdir()
     np.save(folder / "labels.npy", np.zeros(10, np.int64))
     np.save(folder / "fog.npy", np.zeros((9, 32, 32, 3), np.uint8))
     with pytest.raises(ArtifactError, match=r"expected \(5 n, 32, 32, 3\) uint8 .* got \(9, 32, 32, 3\)"):
-        load_corrupted("cifar10-c:fog:1", data_dir=tmp_path)
+        load_data("cifar10-c:fog:1", data_dir=tmp_path)
     (folder / "fog.npy").write_bytes(b"no")
     with pytest.raises(ArtifactError, match="cannot be read as a plain array"):
-        load_corrupted("cifar10-c:fog:1", data_dir=tmp_path)
+        load_data("cifar10-c:fog:1", data_dir=tmp_path)
     np.save(folder / "fog.npy", np.zeros((10, 32, 32, 3), np.uint8))
     np.save(folder / "labels.npy", np.full(10, 10))
     with pytest.raises(ArtifactError, match="labels are 0 to 9, got 10 to 10"):
-        load_corrupted("cifar10-c:fog:1", data_dir=tmp_path)
+        load_data("cifar10-c:fog:1", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 import torch
 import torchvision
 
-from robustgen.data import DATA, Dataset, load_data, parse_ids
+from robustgen.data import DATA, load_data, parse_ids
+from robustgen.dataset import Dataset
 from robustgen.errors import ArtifactError, SpecError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)

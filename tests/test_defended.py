@@ -18,7 +18,8 @@ from robustgen.attacks.losses import Margin
 from robustgen.attacks.pgd import PGD
 from robustgen.attacks.plans import Plan, Rung
 from robustgen.cards import Card
-from robustgen.classifiers import Classifier, load_classifier
+from robustgen.classifier import Classifier
+from robustgen.classifiers import load_classifier
 from robustgen.cli import _run
 from robustgen.data import load_data
 from robustgen.defended import Defended, defend

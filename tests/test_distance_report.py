@@ -19,8 +19,9 @@ from robustgen import engine
 from robustgen.cli import _run
 from robustgen.distances import DistanceSummary, accuracy_curve, nearest_of, summarise_distances
 from robustgen.errors import SpecError
+from robustgen.example import ExampleRecord
 from robustgen.plot_distances import draw_distances, plot_distances
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.record import RunRecord
 from robustgen.runs import read_examples
 from robustgen.verify import verify_run
 from robustgen.witnesses import read_found_by, read_witnesses, save_packed

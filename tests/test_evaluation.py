@@ -21,8 +21,9 @@ from robustgen import prepare
 from robustgen.cards import bundled_cards
 from robustgen.engine import Outcome
 from robustgen.errors import RecordError, SpecError
+from robustgen.example import ExampleRecord
 from robustgen.journal import Journal
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.record import RunRecord
 from robustgen.threat import ThreatModel
 from robustgen.witnesses import read_witnesses
 from tests.helpers import ROOT, make_convnet, make_images, make_linear

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from robustgen.cards import Card
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.cli import _run
 from robustgen.errors import SpecError
 from robustgen.forge import Forged, ForgeRequest, forge

@@ -13,11 +13,12 @@ from torch import Tensor
 import robustgen
 from robustgen.attacks.plans import Rung
 from robustgen.errors import SpecError
-from robustgen.prepare import Request, prepare
+from robustgen.prepare import prepare
 from robustgen.purify.base import run_chain
 from robustgen.purify.gradient_smoothing import GradientSmoothing, local_gradients, smooth_gradients
 from robustgen.purify.gradients import cross
 from robustgen.purify.parse import describe, parse_purifier
+from robustgen.request import Request
 from robustgen.rng import ExampleRng
 from robustgen.verify import verify_run
 

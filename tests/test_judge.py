@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustgen.classifiers import Classifier, load_classifier
-from robustgen.data import Dataset, load_data
+from robustgen.classifier import Classifier
+from robustgen.classifiers import load_classifier
+from robustgen.data import load_data
+from robustgen.dataset import Dataset
 from robustgen.errors import ArtifactError, SpecError
 from robustgen.generator import features
 from robustgen.generator.cas import CasSettings

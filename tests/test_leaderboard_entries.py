@@ -14,13 +14,13 @@ import pytest
 import robustgen
 from robustgen.cli import _run
 from robustgen.errors import ArtifactError, RecordError, SpecError
+from robustgen.example import ExampleRecord
 from robustgen.leaderboard.boards import make_board
 from robustgen.leaderboard.certified import CertifiedCard
 from robustgen.leaderboard.claims import claims_of
 from robustgen.leaderboard.entries import ENTRIES, EntryCard, load_entries, read_entry
 from robustgen.leaderboard.parts import Origin, loading
 from robustgen.leaderboard.rerun import compared, load_table, markdown, measured
-from robustgen.record import ExampleRecord
 from robustgen.spec import expand_ids
 from robustgen.verification import Verification
 from tests.helpers import write_linear_task

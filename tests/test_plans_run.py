@@ -15,9 +15,10 @@ from robustgen.attacks.plans import Near, Plan, parse_plan
 from robustgen.cards import Card, bundled_cards
 from robustgen.decoys import DECOYS
 from robustgen.errors import SpecError
+from robustgen.example import ExampleRecord
 from robustgen.health import black_box_wins, broken_without_gradients
 from robustgen.judge import Judge
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.record import RunRecord
 from robustgen.registry import PLANS
 from robustgen.threat import ThreatModel
 from robustgen.witnesses import read_witnesses

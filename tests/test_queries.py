@@ -24,11 +24,12 @@ from robustgen.attacks.queries import counts_queries, limit, needs_float32
 from robustgen.cli import _run
 from robustgen.engine import run
 from robustgen.errors import AttackError, SpecError
+from robustgen.example import ExampleRecord
 from robustgen.judge import Judge
 from robustgen.oracle import Oracle
 from robustgen.plot_queries import draw_queries, plot_queries
 from robustgen.queries import QuerySummary, success_curve, summarise_queries
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.record import RunRecord
 from robustgen.registry import ATTACKS
 from robustgen.rng import ExampleRng
 from robustgen.runs import read_examples

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import robustgen
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.example import ExampleRecord
+from robustgen.record import RunRecord
 from robustgen.spec import RunSpec
 from tests.helpers import make_linear
 

@@ -21,13 +21,15 @@ from safetensors.torch import load, save
 import robustgen
 from robustgen.cli import _run
 from robustgen.data import load_data
+from robustgen.example import ExampleRecord
 from robustgen.leaderboard.accept import LEVEL, TOLERATED, refuted
 from robustgen.leaderboard.boards import make_board
 from robustgen.leaderboard.build import build_site
 from robustgen.leaderboard.entries import EntryCard, load_entries, request_of
 from robustgen.leaderboard.submit import submit_run
-from robustgen.prepare import Request, prepare
-from robustgen.record import ExampleRecord, summarise
+from robustgen.prepare import prepare
+from robustgen.record import summarise
+from robustgen.request import Request
 from robustgen.spec import compact_ids, expand_ids
 from robustgen.statistics import sampled_tail
 from tests.helpers import write_linear_task

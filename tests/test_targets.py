@@ -18,7 +18,8 @@ import robustgen
 from robustgen.attacks.plans import describe, parse_plan
 from robustgen.cli import _run
 from robustgen.errors import RecordError, SpecError
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.example import ExampleRecord
+from robustgen.record import RunRecord
 from robustgen.registry import ATTACKS
 from robustgen.runs import read_examples
 from robustgen.spec import RunSpec

@@ -19,12 +19,13 @@ from robustgen.classifiers import load_classifier
 from robustgen.cli import _run
 from robustgen.engine import run
 from robustgen.errors import RecordError, SpecError
+from robustgen.example import ExampleRecord
 from robustgen.health import transfer_wins
 from robustgen.journal import saved_spec
 from robustgen.judge import Judge
 from robustgen.oracle import Oracle
 from robustgen.precision import SearchForm, SearchModel
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.record import RunRecord
 from robustgen.report import record_lines, transfer_lines
 from robustgen.runs import read_examples
 from robustgen.spec import RunSpec

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustgen.classifiers import check_classifier, load_classifier
+from robustgen.classifier import check_classifier
+from robustgen.classifiers import load_classifier
 from robustgen.errors import ArtifactError, SpecError
 
 X = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -247,7 +247,8 @@ def test_a_consistent_lie_still_needs_its_witness(run: Path, honest: Path) -> No
     rows = lines(run)
 
     def adjust(table: dict[str, Any]) -> None:
-        from robustgen.record import ExampleRecord, summarise
+        from robustgen.example import ExampleRecord
+        from robustgen.record import summarise
 
         examples = [ExampleRecord.from_line(json.dumps(row)) for row in rows]
         seconds = {attack["name"]: 0.0 for attack in table["attacks"]}

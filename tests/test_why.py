@@ -32,7 +32,7 @@ from robustgen.benchmarks.why_models import (
 )
 from robustgen.benchmarks.why_pictures import PICTURES, picture, read_picture
 from robustgen.cards import Card
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.data import load_data
 from robustgen.rng import ExampleRng
 from robustgen.threat import ThreatModel

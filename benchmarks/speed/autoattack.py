@@ -25,7 +25,8 @@ import robustgen
 from robustgen.benchmarks.harness import RESULTS, in_fresh_process, reference_verdicts, store
 from robustgen.cards import Card, bundled_cards
 from robustgen.environment import describe_environment, tune_process
-from robustgen.record import ExampleRecord, RunRecord
+from robustgen.example import ExampleRecord
+from robustgen.record import RunRecord
 from robustgen.runs import read_examples
 from robustgen.spec import compact_ids, expand_ids
 from robustgen.threat import ThreatModel

@@ -21,7 +21,8 @@ from robustgen.certify.design import make_design
 from robustgen.certify.noise import GridNoise
 from robustgen.certify.smoothed import smoothing_base
 from robustgen.certify.votes import Voter
-from robustgen.classifiers import Classifier, load_classifier
+from robustgen.classifier import Classifier
+from robustgen.classifiers import load_classifier
 from robustgen.data import load_data
 from robustgen.environment import tune_process
 from robustgen.precision import choose_form

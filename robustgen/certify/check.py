@@ -23,7 +23,7 @@ from robustgen.certify.design import Design, threshold_for
 from robustgen.certify.record import Certification, load_certification, summarise
 from robustgen.certify.smoothed import base_sha256, smoothing_base
 from robustgen.certify.votes import Voter, Wanted
-from robustgen.data import Dataset
+from robustgen.dataset import Dataset
 from robustgen.environment import pick_device
 from robustgen.errors import ArtifactError
 from robustgen.fields import SEED, WHOLE, check_value

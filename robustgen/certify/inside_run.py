@@ -28,7 +28,7 @@ from robustgen.certify.inside import SmoothedPGD, distance_within
 from robustgen.certify.record import Certification, load_certification
 from robustgen.certify.spec import certified_norm
 from robustgen.certify.votes import Voter
-from robustgen.data import Dataset
+from robustgen.dataset import Dataset
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
 from robustgen.fields import SEED, WHOLE, check_value, or_none

@@ -21,8 +21,8 @@ from robustgen import durable, tables
 from robustgen.certify.folder import claim, save_array, whole_lines
 from robustgen.certify.patch_attack import PatchAttack, Target
 from robustgen.certify.patches_run import PatchResult, PatchSpec, defence_of, load_patch_run
-from robustgen.classifiers import Classifier
-from robustgen.data import Dataset
+from robustgen.classifier import Classifier
+from robustgen.dataset import Dataset
 from robustgen.environment import pick_device
 from robustgen.fields import SEED, WHOLE, check_value, or_none
 from robustgen.judge import strict_float32

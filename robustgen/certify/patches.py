@@ -13,7 +13,7 @@ from robustgen.ablation import UNKNOWN, Ablation, AblationNet
 from robustgen.certify.derandomized import VoteTarget, ablated_votes, certified_by_votes, check_theta, winner
 from robustgen.certify.patch_attack import Target
 from robustgen.certify.patchcleanser import MaskTarget, certify_patches, double_masking, mask_set
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.errors import SpecError, unknown_name
 
 __all__ = [

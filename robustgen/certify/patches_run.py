@@ -21,8 +21,10 @@ import torch
 from robustgen import durable
 from robustgen.certify.folder import check_same, claim, holds_fields, parse_lines, read_object, slug, whole_lines
 from robustgen.certify.patches import Defence, PatchRequest, check_patches, make_defence
-from robustgen.classifiers import Classifier, check_classifier, load_classifier
-from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.classifier import Classifier, check_classifier
+from robustgen.classifiers import load_classifier
+from robustgen.data import load_data, parse_ids
+from robustgen.dataset import Dataset
 from robustgen.environment import describe_environment, pick_device
 from robustgen.errors import RecordError, SpecError
 from robustgen.health import is_stochastic

@@ -16,8 +16,10 @@ from robustgen.certify.record import CertificationSpec
 from robustgen.certify.report import parse_radii
 from robustgen.certify.run import recorded_precision, run_certification
 from robustgen.certify.smoothed import base_sha256, check_base, smoothing_base
-from robustgen.classifiers import Classifier, check_classifier, load_classifier
-from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.classifier import Classifier, check_classifier
+from robustgen.classifiers import load_classifier
+from robustgen.data import load_data, parse_ids
+from robustgen.dataset import Dataset
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
 from robustgen.generator.load import Generator, load_generator

@@ -24,7 +24,7 @@ from robustgen.certify.certify import Certificate, certify
 from robustgen.certify.folder import check_same, claim, read_object, whole_lines
 from robustgen.certify.record import JOURNAL, CertificationSpec, as_log, read_certificates, read_spec, summarise
 from robustgen.certify.votes import Voter
-from robustgen.data import Dataset
+from robustgen.dataset import Dataset
 from robustgen.environment import describe_environment
 from robustgen.errors import RecordError
 from robustgen.progress import Progress

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.defended import Defended
 from robustgen.errors import SpecError
 from robustgen.generator.denoiser import Denoiser, generator_sigma, to_generator_range, to_pixel_range

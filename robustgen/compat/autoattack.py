@@ -11,18 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.attacks.plans import Plan
-from robustgen.classifiers import check_classifier, load_classifier
+from robustgen.classifier import check_classifier
+from robustgen.classifiers import load_classifier
 from robustgen.compat.folders import as_module, device_name, run_folder
 from robustgen.compat.settings import VERSIONS, Settings, plan_of
 from robustgen.data import load_data
 from robustgen.durable import disk_errors
 from robustgen.errors import SpecError, unknown_name
-from robustgen.evaluation import run_job
+from robustgen.jobs import run_job
 from robustgen.judge import Judge, strict_float32
-from robustgen.prepare import Request, prepare
+from robustgen.prepare import prepare
 from robustgen.progress import Lines, Silent
 from robustgen.record import RunRecord
 from robustgen.report import flag_meaning
+from robustgen.request import Request
 from robustgen.runs import read_examples
 from robustgen.threat import Norm, ThreatModel
 from robustgen.witnesses import read_witnesses

@@ -13,10 +13,11 @@ from robustgen.compat.folders import device_name, run_folder
 from robustgen.corruptions.suite import CorruptionRequest, measure_clean, measure_corruptions
 from robustgen.durable import disk_errors, write_json
 from robustgen.errors import SpecError, unknown_name
-from robustgen.evaluation import run_job
 from robustgen.interchange import model_info
-from robustgen.prepare import Request, prepare
+from robustgen.jobs import run_job
+from robustgen.prepare import prepare
 from robustgen.progress import Lines
+from robustgen.request import Request
 from robustgen.runs import open_run
 from robustgen.threat import Norm, ThreatModel
 

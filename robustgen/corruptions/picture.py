@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from robustgen.data import Dataset, load_data
+from robustgen.data import load_data
+from robustgen.dataset import Dataset
 from robustgen.durable import disk_errors, replace
 
 __all__ = ["draw_corruptions"]

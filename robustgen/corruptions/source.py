@@ -8,6 +8,7 @@ cifar10-c:TYPE:SEVERITY               of the published files, CIFAR-10-C/TYPE.np
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from robustgen.corruptions.kinds import check_severity, corrupt, corruption_of
-from robustgen.data import Dataset, Split, data_root, load_data
+from robustgen.dataset import Dataset, data_root
 from robustgen.errors import ArtifactError, SpecError
 from robustgen.rng import ExampleRng
 from robustgen.usercode import first_line
@@ -29,8 +30,13 @@ PUBLISHED = {"cifar10-c:": ("CIFAR-10-C", 10, "2535967"), "cifar100-c:": ("CIFAR
 _BLOCK = 64  # images drawn at once
 
 
-def load_corrupted(spec: str, *, data_dir: Path | None = None, split: Split = "test") -> Dataset:
+def load_corrupted(spec: str, data_dir: Path | None, load: Callable[[str], Dataset]) -> Dataset:
     """A data set of one corruption and severity; labels and ids are those of the data beneath.
+
+    Args:
+        spec: as typed.
+        data_dir: where full data sets lie, as for `load_data`.
+        load: a data set by name, for the data beneath.
 
     Raises:
         SpecError: a name of another form, or an unknown corruption, severity or data set.
@@ -44,7 +50,7 @@ def load_corrupted(spec: str, *, data_dir: Path | None = None, split: Split = "t
     name, severity = corruption_of(match[2]).name, check_severity(int(match[3]))
     if not drawn:
         return _published(spec, name, severity, data_root(data_dir))
-    base = load_data(match[5], data_dir=data_dir, split=split)
+    base = load(match[5])
     if base.shape[0] not in (1, 3):
         raise SpecError(f"{spec}: corruptions are for images of 1 or 3 channels, {base.name} has {base.shape[0]}.")
     read = _Drawn(base, name, severity, int(match[4] or 0))

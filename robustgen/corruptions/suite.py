@@ -10,16 +10,19 @@ from typing import Any
 
 from robustgen.attacks.baselines import Clean
 from robustgen.attacks.plans import Plan
-from robustgen.classifiers import Classifier, load_classifier
+from robustgen.classifier import Classifier
+from robustgen.classifiers import load_classifier
 from robustgen.corruptions.kinds import CORRUPTIONS, SEVERITIES, check_severity, corruption_of
 from robustgen.corruptions.source import PUBLISHED
-from robustgen.data import Dataset, load_data
+from robustgen.data import load_data
+from robustgen.dataset import Dataset
 from robustgen.durable import disk_errors, write_json
 from robustgen.errors import ArtifactError, SpecError
-from robustgen.evaluation import run_job
-from robustgen.prepare import Request, default_data, prepare
+from robustgen.jobs import run_job
+from robustgen.prepare import default_data, prepare
 from robustgen.progress import Progress, Silent
 from robustgen.record import RunRecord
+from robustgen.request import Request
 from robustgen.runs import read_examples
 from robustgen.statistics import Estimate, mean_share, proportion
 from robustgen.usercode import first_line

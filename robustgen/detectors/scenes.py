@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from robustgen.data import Dataset, pixel_marks
+from robustgen.data import pixel_marks
+from robustgen.dataset import Dataset
 from robustgen.detectors.compose import Numbers, compose, draws_needed
 from robustgen.errors import SpecError
 from robustgen.fields import NOT_NEGATIVE, WHOLE, Rule, check_fields

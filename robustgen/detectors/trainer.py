@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from robustgen.data import Dataset
+from robustgen.dataset import Dataset
 from robustgen.detectors.average_precision import average_precision, match
 from robustgen.detectors.detector import detect
 from robustgen.detectors.network import TinyDetector, batched, map_shape

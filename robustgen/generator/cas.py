@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustgen.data import Dataset
+from robustgen.dataset import Dataset
 from robustgen.errors import RobustgenError, SpecError
 from robustgen.nets import build_network
 from robustgen.precision import has_bfloat16

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.errors import ArtifactError, SpecError
 from robustgen.progress import Progress, Silent
 from robustgen.usercode import first_line

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from robustgen.data import Dataset
+from robustgen.dataset import Dataset
 from robustgen.errors import ArtifactError, SpecError
 from robustgen.usercode import first_line
 

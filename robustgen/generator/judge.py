@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.data import Dataset
+from robustgen.dataset import Dataset
 from robustgen.errors import SpecError
 from robustgen.generator.cas import CasResult, CasSettings, classification_accuracy_score
 from robustgen.generator.distances import (

@@ -13,7 +13,8 @@ from torch import Tensor
 from robustgen import durable
 from robustgen.cards import Card, bundled_cards
 from robustgen.classifiers import load_classifier
-from robustgen.data import Dataset, load_data
+from robustgen.data import load_data
+from robustgen.dataset import Dataset
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
 from robustgen.generator.features import classifier_features, inception_features

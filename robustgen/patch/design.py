@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.losses import LOSSES
-from robustgen.classifiers import Classifier, check_classifier, load_classifier
-from robustgen.data import Dataset, load_data, pixel_marks
+from robustgen.classifier import Classifier, check_classifier
+from robustgen.classifiers import load_classifier
+from robustgen.data import load_data, pixel_marks
+from robustgen.dataset import Dataset
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError, unknown_name
 from robustgen.fields import NOT_NEGATIVE, POSITIVE, SEED, WHOLE, Rule, check_value, one_of, or_none

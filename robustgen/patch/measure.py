@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.classifiers import Classifier, load_classifier
-from robustgen.data import Dataset, load_data, parse_ids
+from robustgen.classifier import Classifier
+from robustgen.classifiers import load_classifier
+from robustgen.data import load_data, parse_ids
+from robustgen.dataset import Dataset
 from robustgen.durable import disk_errors, write_json
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError

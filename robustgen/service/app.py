@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.errors import SpecError
 from robustgen.fields import POSITIVE, WHOLE, check_value, one_of, or_none
 from robustgen.service.batcher import Batcher

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
-from robustgen.classifiers import Classifier, check_classifier, load_classifier
-from robustgen.data import Dataset, load_data
+from robustgen.classifier import Classifier, check_classifier
+from robustgen.classifiers import load_classifier
+from robustgen.data import load_data
+from robustgen.dataset import Dataset
 from robustgen.environment import pick_device
 from robustgen.errors import SpecError
 from robustgen.prepare import default_data
-from robustgen.remote import is_address
+from robustgen.request import is_address
 from robustgen.service.app import ServeSettings, create_app, need_fastapi
 from robustgen.service.monitors import Monitor, make_monitor, read_monitor
 from robustgen.service.traffic import Traffic, calibrate

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustgen.data import Dataset
+from robustgen.dataset import Dataset
 from robustgen.errors import SpecError
 from robustgen.fields import WHOLE, check_value
 from robustgen.service.monitors import Monitor

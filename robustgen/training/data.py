@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustgen.data import Dataset, load_data
+from robustgen.data import load_data
+from robustgen.dataset import Dataset
 from robustgen.errors import SpecError
 from robustgen.rng import generator_for
 from robustgen.training.augment import AUGMENTATIONS, MIXES

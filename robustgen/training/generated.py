@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustgen.classifiers import load_classifier
-from robustgen.data import Dataset
+from robustgen.dataset import Dataset
 from robustgen.errors import SpecError
 from robustgen.generator.generated import map_generated
 

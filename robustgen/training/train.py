@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from robustgen.cards import Card
-from robustgen.classifiers import Classifier
+from robustgen.classifier import Classifier
 from robustgen.environment import pick_device
 from robustgen.errors import RecordError
 from robustgen.fields import parse_duration
