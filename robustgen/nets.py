@@ -9,18 +9,34 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustgen.errors import SpecError, unknown_name
 from robustgen.registry import Registry
 
-__all__ = ["ARCHITECTURES", "TORCHVISION", "SmallResNet", "WideResNet", "build_network", "input_layer", "outline"]
+__all__ = [
+    "ARCHITECTURES", "TORCHVISION", "SmallResNet", "WideResNet", "build_network", "input_layer", "outline",
+    "spatial_mean",
+]  # fmt: skip
 
 ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry(
     "architecture", modules=("robustgen.ablation", "robustgen.decoys", "robustgen.published_nets")
 )
 TORCHVISION = "torchvision:"  # prefix of the architectures that torchvision builds
+
+
+@torch.fx.wrap
+def spatial_mean(h: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, C); in channels_last the gradient comes back in channels_last, with the same values.
+
+    Autograd spreads the gradient of a mean in the plain layout, and the layer before, which meets both, takes many
+    times as long.
+    """
+    if h.requires_grad and h.is_contiguous(memory_format=torch.channels_last):
+        h.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
+    return h.mean((2, 3))
 
 
 class ResidualBlock(nn.Module):
@@ -103,7 +119,7 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) float, normalised, to logits (B, classes)."""
         h = self.body(self.stem(x))
-        return self.head(h.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(spatial_mean(h))  # type: ignore[no-any-return]
 
 
 class PreActivationBlock(nn.Module):
@@ -166,7 +182,7 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) float, normalised, to logits (B, classes)."""
         h = F.relu(self.bn(self.body(self.stem(x))))
-        return self.head(h.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(spatial_mean(h))  # type: ignore[no-any-return]
 
 
 ARCHITECTURES.register("small-resnet")(SmallResNet)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustgen.errors import SpecError, unknown_name
-from robustgen.nets import ARCHITECTURES
+from robustgen.nets import ARCHITECTURES, spatial_mean
 
 __all__ = ["SamePreActResNet", "SameWideResNet"]
 
@@ -110,7 +110,7 @@ class SameWideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) float, normalised, H and W multiples of 4, to logits (B, classes)."""
         h = self.relu(self.batchnorm(self.layer(self.init_conv(x))))
-        out: Tensor = self.logits(h.mean((2, 3)))
+        out: Tensor = self.logits(spatial_mean(h))
         return out
 
 
@@ -185,7 +185,7 @@ class SamePreActResNet(nn.Module):
         h = self.conv_2d(x)
         for stage in range(4):
             h = self.get_submodule(f"layer_{stage}")(h)
-        out: Tensor = self.logits(self.relu(self.batchnorm(h)).mean((2, 3)))
+        out: Tensor = self.logits(spatial_mean(self.relu(self.batchnorm(h))))
         return out
 
 

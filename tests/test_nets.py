@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from robustgen.errors import SpecError
-from robustgen.nets import ARCHITECTURES, SmallResNet, build_network, input_layer
+from robustgen.nets import ARCHITECTURES, SmallResNet, build_network, input_layer, spatial_mean
 
 
 def small(**changes: object) -> SmallResNet:
@@ -115,3 +115,17 @@ def test_wide_resnet_refuses_other_shapes(options: dict[str, int], says: str) ->
     """Only depths that the paper's three stages can have."""
     with pytest.raises(SpecError, match=says):
         build_network("wide-resnet", **options)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gradients_of_the_mean_keep_the_layout(layout: torch.memory_format) -> None:
+    """The layer before meets one layout, and the values are those of the plain mean."""
+    seen: list[Tensor] = []
+    h = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    x = h * 1
+    mean = spatial_mean(x)
+    x.register_hook(seen.append)  # after the function's own
+    mean.square().sum().backward()
+    assert h.grad is not None
+    torch.testing.assert_close(h.grad, 2 * h.detach().mean((2, 3), keepdim=True).expand_as(h) / 20, rtol=0, atol=1e-15)
+    assert seen[0].is_contiguous(memory_format=layout)
