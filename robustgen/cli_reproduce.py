@@ -90,7 +90,7 @@ def reproduce_command(
         found = []
         for outcome in runner.outcomes():
             found.append(outcome)
-            held = report.result(chosen, at, found, training=training)
+            held = report.result(chosen, at, found, training=training, distances=runner.distances())
             report.write(held, out)
         return held
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from robustgen.cli import _run
+from robustgen.data import load_data
 from robustgen.durable import FolderLock
 from robustgen.errors import SpecError
 from robustgen.reproduce import report
 from robustgen.reproduce.costs import commands, describe_training, forwards_per_image, to_toml
-from robustgen.reproduce.experiment import Claim, Scale, Term, list_tables, load_scale, load_table
+from robustgen.reproduce.experiment import Arm, Claim, Scale, Term, list_tables, load_scale, load_table
 from robustgen.reproduce.runner import Outcome, Runner, by_arm
 from robustgen.reproduce.verdict import judge_claim, paired_interval
 from robustgen.training.recipe import Recipe, load_recipe
@@ -187,6 +188,33 @@ def test_the_last_weights_are_attacked_where_the_table_is_about_them(tmp_path: P
     assert stamps.items() <= {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*")}.items()
     again = Runner(one, scale, out).outcomes()
     assert [outcome.robust["best"] for outcome in again] == [outcome.robust["best"] for outcome in found]
+
+
+def test_image_distances_stand_beside_the_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the paper has an FID: less for test images than for noise, measured once, and shown in a column."""
+    monkeypatch.setattr("robustgen.reproduce.quality._MOST", 200)
+    near, far = (Arm(name=name, ratio=k, paper={"fid": fid}) for name, k, fid in (("near", 1, 2.5), ("far", 2, 30.0)))
+    arms = (near, far, Arm(name="none"))
+    table = replace(load_table("wang2023-amount"), arms=arms, claims=())
+    scale = replace(load_scale("laptop"), images=300)
+    runner = Runner(table, scale, tmp_path)
+    runner.recipe = replace(runner.recipe, data=replace(runner.recipe.data, name="fmnist-test-1k", images=None))
+    monkeypatch.setattr("robustgen.reproduce.quality.classifier_for", lambda _: "fmnist-standard")
+    assert runner.distances() == {}
+    real = np.stack([load_data("fmnist-test-1k").read(k) for k in range(300, 600)])
+    noise = np.random.default_rng(0).integers(0, 256, real.shape, np.uint8)
+    for arm, image in zip(arms, (real, noise), strict=False):
+        runner.images_path(arm).parent.mkdir(exist_ok=True)
+        np.savez(runner.images_path(arm), image=image)
+    found = runner.distances()
+    assert found["near"].value < 0.2 * found["far"].value
+    assert (found["near"].n, found["near"].network) == (200, "fmnist-standard")
+    runner.images_path(arms[0]).unlink()
+    assert runner.distances() == found
+    page = report.markdown(report.result(table, scale, [], training="", distances=found))
+    assert "| arm | FD of the images | seeds |" in page
+    assert "(2.5) | 0 | not run yet |" in page
+    assert "| none |  | 0 | not run yet |" in page
 
 
 def test_processes_share_a_table(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from robustgen.generator.judge import Judgement, JudgeOptions, judge
 from robustgen.generator.memorisation import audit_memorisation, duplicates
 from robustgen.progress import Progress
 
-__all__ = ["JudgeRequest", "judge_file"]
+__all__ = ["JudgeRequest", "classifier_for", "judge_file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def judge_file(request: JudgeRequest, progress: Progress) -> Judgement:
     images, labels = read_generated(request.file)
     train = load_data(request.against, data_dir=request.data_dir, split="train")
     test = load_data(request.against, data_dir=request.data_dir)
-    extractors = [classifier_features(load_classifier(request.features or _classifier_for(request.against)), where)]
+    extractors = [classifier_features(load_classifier(request.features or classifier_for(request.against)), where)]
     if request.inception is not None:
         extractors.append(inception_features(request.inception, where))
     judgement = judge(images, labels, train, test, extractors, options, progress)
@@ -67,7 +67,7 @@ def judge_file(request: JudgeRequest, progress: Progress) -> Judgement:
     return judgement
 
 
-def _classifier_for(data: str) -> str:
+def classifier_for(data: str) -> str:
     """A bundled classifier of that data, an undefended one where there is one.
 
     Raises:

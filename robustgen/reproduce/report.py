@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from robustgen import durable, tables
 from robustgen.reproduce.experiment import WHICH, Scale, Table
+from robustgen.reproduce.quality import ImageDistance
 from robustgen.reproduce.runner import Outcome, by_arm
 from robustgen.reproduce.verdict import judge_claim, paired_interval
 from robustgen.statistics import proportion
@@ -22,18 +24,24 @@ _PAPER = {"robust_best": "aa_best", "robust_last": "aa_last"}  # what AutoAttack
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito: told apart by everybody
 
 
-def result(table: Table, scale: Scale, found: list[Outcome], *, training: str) -> dict[str, Any]:
+def result(
+    table: Table, scale: Scale, found: list[Outcome], *, training: str,
+    distances: Mapping[str, ImageDistance] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Everything that is shown, as plain values.
 
     Args:
         table, scale: what was run.
         found: what has been run so far.
         training: what was trained, in words.
+        distances: of the generated images of arms from real ones.
     """
     rows, found = [], sorted(found, key=lambda outcome: outcome.seed)
     for arm in table.arms:
         mine = [outcome for outcome in found if outcome.arm == arm.name]
         row: dict[str, Any] = {"arm": arm.name, "ratio": arm.ratio, "paper": arm.paper, "seeds": len(mine)}
+        if distances and arm.name in distances:
+            row["image_distance"] = asdict(distances[arm.name])
         if mine:
             for which in table.attacked:
                 for kind in ("clean", "robust"):
@@ -68,6 +76,9 @@ def markdown(held: dict[str, Any]) -> str:
     """Two tables: the arms with the paper's figures beside ours, and the claims with their verdicts."""
     attacked = f"Robust: plan `{held['plan']}` on {held['n']} test images; intervals of 95 % over seeds and images."
     told = "In brackets the paper's figures, clean and AutoAttack."
+    if far := [row["image_distance"] for row in held["rows"] if "image_distance" in row]:
+        what = f"{far[0]['n']:,} images from as many test images, in features of {far[0]['network']}"
+        told += f" FD: Fréchet distance of {what}; in brackets FID."
     head = f"**{held['title']}** ({held['source']})"
     parts = [head, f"{held['description']} {held['training']} {attacked} {told}", _arms(held), _claims(held)]
     return "\n\n".join(parts)
@@ -87,11 +98,19 @@ def _arms(held: dict[str, Any]) -> str:
         else:
             cells += ["not run yet"] + [""] * (len(header) - 3)
         rows.append(cells)
+    if any("image_distance" in row for row in held["rows"]):
+        for cells, row in zip((header, *rows), (None, *held["rows"]), strict=True):
+            cells.insert(1, "FD of the images" if row is None else _image_distance(row))
     return tables.markdown_table(header, rows)
 
 
 def _columns(held: dict[str, Any]) -> list[str]:
     return [f"{kind}_{which}" for kind in ("clean", "robust") for which in held["attacked"]]
+
+
+def _image_distance(row: dict[str, Any]) -> str:
+    held = row.get("image_distance")
+    return "" if held is None else f"{held['value']:.3g} ± {held['error']:.1g}{_paper(row, 'fid', 'g')}"
 
 
 def _gap(row: dict[str, Any]) -> str:

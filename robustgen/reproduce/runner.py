@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from robustgen.api import evaluate
+from robustgen.environment import pick_device
 from robustgen.errors import unknown_name
 from robustgen.generator.load import load_generator
 from robustgen.generator.recipe import GeneratorRecipe, load_generator_recipe
@@ -32,6 +32,7 @@ from robustgen.generator.samplers import parse_sampler
 from robustgen.generator.train import train_generator
 from robustgen.progress import Progress, Silent
 from robustgen.reproduce.experiment import WHICH, Arm, Scale, Table
+from robustgen.reproduce.quality import ImageDistance, image_distance
 from robustgen.reproduce.sharing import in_turn
 from robustgen.runs import read_examples
 from robustgen.training.recipe import Recipe, load_recipe
@@ -186,7 +187,7 @@ class Runner:
             if not trained.finished:
                 return False
             path.parent.mkdir(parents=True, exist_ok=True)
-            generator = load_generator(str(folder / f"{recipe.name}.json"), device=_device(self.device))
+            generator = load_generator(str(folder / f"{recipe.name}.json"), device=pick_device(self.device))
             spec = SampleSpec(n=self.images_needed(arm))
             if not path.is_file():  # nor made by another process meanwhile
                 sample_to_file(generator, parse_sampler(self.sampler(arm)), spec, path, progress=self.progress)
@@ -198,6 +199,17 @@ class Runner:
             labeller, out=self.labeller_card.parent, data_dir=self.data_dir, device=self.device,
             budget_seconds=self._seconds_left(), progress=self.progress,
         ).finished  # fmt: skip
+
+    def distances(self) -> dict[str, ImageDistance]:
+        """Of the images of each arm from real ones, where the paper says it of its own (`fid`) and it is known here."""
+        measured = {
+            arm.name: image_distance(
+                self.images_path(arm), self.recipe.data.name, data_dir=self.data_dir, device=pick_device(self.device)
+            )
+            for arm in self.table.arms
+            if "fid" in arm.paper
+        }
+        return {name: distance for name, distance in measured.items() if distance is not None}
 
     def sampler(self, arm: Arm) -> str:
         """Of its generated images, as typed."""
@@ -244,9 +256,3 @@ def _digest(recipe: Recipe) -> str:
         content["generated"]["files"] = [Path(name).name for name in content["generated"]["files"]]
         content["generated"]["labels"] = content["generated"]["labels"] and "labeller"
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _device(name: str) -> torch.device:
-    from robustgen.environment import pick_device
-
-    return pick_device(name)
