@@ -45,7 +45,7 @@ class Arm:
         sampler: of the generated images; None for the scale's.
         conditional: whether the generator knows classes; if not, a classifier trained on the real images labels them.
         epochs: as a multiple of the scale's.
-        augment: names in `AUGMENTATIONS` and `MIXES`; None for those of the scale's recipe.
+        augment: names in `AUGMENTATIONS` and `MIXES`, applied after those of the scale's recipe.
         paper: what the paper reports, in percent: `clean_best`, `clean_last`, `aa_best`, `aa_last`, `pgd_best`,
             `pgd_last`, `best_epoch`, `fid`, each where it does.
     """
@@ -56,7 +56,7 @@ class Arm:
     sampler: str | None = None
     conditional: bool = True
     epochs: float = 1.0
-    augment: tuple[str, ...] | None = None
+    augment: tuple[str, ...] = ()
     paper: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -215,7 +215,7 @@ _RULES: dict[str, Rule] = {
     "arms.generator": TEXT,
     "arms.sampler": (or_none(text), "a text"),
     "arms.epochs": POSITIVE,
-    "arms.augment": (or_none(each(text)), "a list of texts"),
+    "arms.augment": (each(text), "a list of texts"),
     "claims.text": TEXT,
     "claims.kind": one_of("above", "not-above"),
     "claims.margin": NOT_NEGATIVE,

@@ -109,7 +109,7 @@ class Runner:
         training = replace(
             training,
             epochs=max(1, round(arm.epochs * training.epochs)),
-            augment=training.augment if arm.augment is None else arm.augment,
+            augment=(*training.augment, *arm.augment),
         )
         generated = f"{self.images_path(arm)}:{self.scale.share:g}" if arm.ratio else ""
         changed = replace(self.recipe, training=training).changed(generated=generated, seed=seed)
