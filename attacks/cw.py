@@ -49,7 +49,8 @@ class CW:
     untargeted, with the search for c of the authors' code.
     Differs: for few queries c begins at 1 (their code: 0.001), with 200 steps for each from 0.05 down to 0 by a cosine
     (10,000 of 0.01), no early end, and 0.999 in place of 0.999999 where an image meets the walls, beyond which steps of
-    w do nothing. Restarts after the first begin at random, up to a tenth away in every value.
+    w do nothing. A c is large enough where a point of the second half of its steps breaks the row (their code: any).
+    Restarts after the first begin at random, up to a tenth away in every value.
     """
 
     steps: int = 200  # for each c
@@ -96,7 +97,8 @@ class CW:
         v = torch.lerp(slope.square(), s.v, _BETA2)
         rate = self.rate * (1 + torch.cos(math.pi * (t - 1) / self.steps)) / 2
         w = s.w - rate * (m / (1 - _BETA1**t)) / ((v / (1 - _BETA2**t)).sqrt() + _ADAM)
-        hit = s.hit | s.reached(query.logits)
+        settled = s.i % self.steps >= self.steps // 2  # long steps at first overshoot, which says nothing of c
+        hit = s.hit | (s.reached(query.logits) & settled)
         moved = replace(s, x_adv=x_adv, logits=query.logits, w=w, m=m, v=v, hit=hit, i=s.i + 1)
         return self._search(moved)
 

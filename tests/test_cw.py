@@ -74,6 +74,21 @@ def test_search_multiplies_until_it_breaks_then_halves() -> None:
     assert not hits[0].any()
 
 
+def test_an_overshoot_says_nothing_of_c() -> None:
+    """The first, long steps cross the boundary and come back: this c is too small, and the next one is larger."""
+    model = FarLinear((1, 8, 8), classes=2)
+    x, y = model.images(3)
+    attack, oracle = CW(steps=100, searches=2, c=0.2, rate=0.5), Oracle(model)
+    state = attack.init(oracle, x, y, ThreatModel.unbounded("l2"), ExampleRng.of(0, range(3)))
+    crossed = []
+    for _ in range(100):
+        state = attack.step(oracle, state)
+        crossed.append(state.logits.argmax(1) != y)
+    assert torch.stack(crossed[:50]).any(0).all()
+    assert not torch.stack(crossed[50:]).any()
+    torch.testing.assert_close(state.c, torch.full((3,), 2.0))
+
+
 @pytest.mark.parametrize("options", [{"steps": 0}, {"searches": 0}, {"rate": 0.0}, {"c": 0.0}, {"steps": 9000}])
 def test_bad_parameters(options: dict[str, float]) -> None:
     """One sentence each; the last asks for more rounds than have streams of their own."""

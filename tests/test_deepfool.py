@@ -13,15 +13,16 @@ from robustgen.threat import Norm, ThreatModel
 from tests.nearest_helpers import FarLinear, nearest
 
 
+@pytest.mark.parametrize(("text", "overshoot"), [("deepfool", 0.001), ("deepfool:overshoot=0.02", 0.02)])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_one_step_crosses_the_nearest_boundary_of_a_linear_classifier(norm: Norm) -> None:
-    """eqs. (8) and (9): the second point lies 1.02 (d + 0.0001) away, d that of the nearest of four boundaries."""
+def test_one_step_crosses_the_nearest_boundary_of_a_linear_classifier(norm: Norm, text: str, overshoot: float) -> None:
+    """eqs. (8) and (9): the second point lies (1 + eta) (d + 0.0001) away, d that of the nearest of four boundaries."""
     model = FarLinear((1, 8, 8), classes=5)
     x, y = model.images(6)
-    found = nearest("deepfool", model, x, y, norm)
+    found = nearest(text, model, x, y, norm)
     for o, d in zip(found, model.exact(x, y, norm), strict=True):
         assert (1, 1 + 2 * 4) == (o.round, o.forwards)
-        assert o.distance == pytest.approx(1.02 * (d + 1e-4), rel=1e-4)
+        assert o.distance == pytest.approx((1 + overshoot) * (d + 1e-4), rel=1e-4)
 
 
 def test_only_the_likeliest_classes_are_looked_at() -> None:
@@ -29,7 +30,7 @@ def test_only_the_likeliest_classes_are_looked_at() -> None:
     model = FarLinear((1, 8, 8), classes=5)
     x, y = model.images(6)
     second = model(x).topk(2).indices[:, 1]
-    found = nearest("deepfool:classes=1", model, x, y, "l2")
+    found = nearest("deepfool:classes=1:overshoot=0.02", model, x, y, "l2")
     assert second.tolist() == [o.prediction for o in found]
     assert all((o.distance or 0) >= 1.02 * d for o, d in zip(found, model.exact(x, y, "l2"), strict=True))
 
