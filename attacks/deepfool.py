@@ -49,7 +49,7 @@ class DeepFool:
     Differs: only the boundaries to the classes with the largest logits at x are looked at, and the classifier is
     linearised at the overshot point, and every step goes 0.0001 further, all as in the authors' code; every point is
     clipped to [0, 1]. It ends at the first success. The paper has eta = 0.02, by which a success lies up to 2 % beyond
-    the boundary, in no fewer steps. Restarts after the first begin at random, up to a tenth away in every value.
+    the boundary and comes a little sooner. Restarts after the first begin at random, up to a tenth away in every value.
     """
 
     steps: int = 50
