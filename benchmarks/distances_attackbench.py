@@ -2,7 +2,7 @@
 
 AttackBench takes the nearest adversarial image that it saw on the way, in float32, counts values and not pixels in L0,
 and stops every attack at 2,000 forwards and backwards an image. It counts the passes of our judge as ours, so that ours
-plan a hundred less.
+plan for them: how often each attack asks was counted on training images.
 
 Its clamp of what an attack sends is switched off: from some release of torch on (seen in 2.14) the gradient of
 `torch.clamp` is 0 at the bounds themselves, so that no attack could move a pixel that is black or white. Every attack
@@ -38,7 +38,8 @@ from robustgen.threat import Norm, ThreatModel
 
 NAME = "distances_attackbench"
 BUDGET = 2000  # AttackBench's own
-JUDGED = 100  # forwards of our judge, at most
+JUDGED = {"cw": 240, "fab-t": 100}  # forwards of our judge, at most
+JUDGED_ELSE = 50
 CASES: tuple[tuple[str, Norm, int], ...] = (
     ("fmnist-at-l2", "l2", 24), ("fmnist-at-l2", "linf", 24), ("fmnist-at-l2", "l1", 24), ("fmnist-standard", "l0", 24),
     ("fmnist-standard", "l2", 24), ("cifar10-at", "l2", 12), ("cifar10-at", "linf", 12),
@@ -60,8 +61,10 @@ def as_attack(entrant: Entrant, norm: Norm) -> Callable[[nn.Module, Tensor, Tens
 
 def listed(norm: Norm, budget: int, classes: int) -> list[Entrant]:
     """Theirs at the whole budget, ours with room for the judge; one of ours that has no like elsewhere too."""
-    ours = [one for one in entrants(norm, budget - JUDGED, classes) if one.library == "robustgen"]
-    return [*ours, *(one for one in entrants(norm, budget, classes) if one.library != "robustgen")]
+    return [
+        entrants(norm, budget - JUDGED.get(one.attack, JUDGED_ELSE), classes)[k] if one.library == "robustgen" else one
+        for k, one in enumerate(entrants(norm, budget, classes))
+    ]
 
 
 def measure(name: str, norm: Norm, n: int, budget: int, data_dir: Path | None) -> dict[str, Any]:
