@@ -22,6 +22,7 @@ from robustgen.benchmarks import (
     render_plans,
     render_purify,
     render_scale,
+    render_training,
     render_why,
 )
 from robustgen.benchmarks.render_reproduced import reproduced_blocks
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _MODULES = (
     render_black_box, render_bundled, render_certify, render_distances, render_generator, render_leaderboard,
-    render_patches, render_plans, render_purify, render_scale, render_why,
+    render_patches, render_plans, render_purify, render_scale, render_training, render_why,
 )  # fmt: skip
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: getattr(module, name) for module in _MODULES for name in module.__all__},

@@ -129,7 +129,6 @@ def toy(folder: Path) -> tuple[Path, Scale]:
         """
 title = "Toy"
 source = "nowhere"
-plot = true
 arms = [
     { name = "none", paper = { aa_best = 50.0, aa_last = 40.0 } },
     { name = "some", ratio = 0.2, sampler = "heun:steps=2" },

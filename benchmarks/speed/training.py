@@ -27,7 +27,7 @@ from robustgen.training.data import TrainingData
 from robustgen.training.recipe import Recipe, load_recipe
 from robustgen.training.trainer import Trainer, resolve_precision
 
-STEPS, PAIRS = 8, 5  # of the optimizer, a side and pair
+STEPS, PAIRS = 4, 3  # of the optimizer, a side and pair
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("fmnist-at", "TRADES, 10 steps", {"method": "trades", "options": {"beta": 5.0}, "steps": 10, "rel_step": 0.25}),
     ("fmnist-at", "PGD-AT, 10 steps", {"method": "pgd-at", "steps": 10, "rel_step": 0.25}),

@@ -103,7 +103,6 @@ class Table:
     source: str
     arms: tuple[Arm, ...]
     claims: tuple[Claim, ...]
-    plot: bool = False  # robust accuracy against the amount of generated data
 
     def arm(self, name: str) -> Arm:
         """An arm by name."""

@@ -60,7 +60,7 @@ def result(
     return {
         "table": table.name, "title": table.title, "source": table.source, "scale": scale.name,
         "description": scale.description, "training": training, "plan": scale.plan, "n": scale.n,
-        "attacked": list(table.attacked), "rows": rows, "claims": claims, "plot": table.plot,
+        "attacked": list(table.attacked), "rows": rows, "claims": claims,
     }  # fmt: skip
 
 
@@ -163,8 +163,9 @@ def plot(held: dict[str, Any], path: Path) -> None:
     axes = figure.subplots(1, 2)
     places = np.arange(len(held["rows"]))
     styles = {"best": (_BLUE, "o"), "last": (_ORANGE, "s")}
+    line = "-" if len({row["ratio"] for row in held["rows"]}) > 1 else "none"  # arms of one amount have no order
     for which, (colour, mark) in ((which, styles[which]) for which in held["attacked"]):
-        style: dict[str, Any] = {"color": colour, "marker": mark, "label": f"{which} epoch"}
+        style: dict[str, Any] = {"color": colour, "marker": mark, "linestyle": line, "label": f"{which} epoch"}
         shown = [(k, row[f"robust_{which}"]) for k, row in enumerate(held["rows"]) if row["seeds"]]
         value = np.array([100 * one["value"] for _, one in shown])
         span = np.abs(np.array([[100 * one[end] for _, one in shown] for end in ("low", "high")]) - value)
