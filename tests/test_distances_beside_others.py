@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustgen.attacks.sigma_zero import SigmaZero
 from robustgen.benchmarks import distances as script
 from robustgen.benchmarks import distances_peers, render_distances
 from robustgen.benchmarks.distances import Bench, measure, optimality, share_near
@@ -91,7 +92,11 @@ def test_final_images_are_judged() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_ours_keep_the_budget(norm: Norm) -> None:
-    """At most the budget an image, counted by the oracle; all but a step of each class, where nothing ends early."""
+    """At most the budget an image, counted by the oracle; all but a step of each class, where nothing ends early.
+
+    DeepFool ends at a success, sigma-zero when no pixel is left to set back.
+    """
+    early = {"deepfool": 120, "sigma-zero": 2 * SigmaZero().prune}
     run, _ = bench(norm, n=2, classes=4)
     ours = [entrant for entrant in entrants(norm, 120, 4) if entrant.library == "robustgen"]
     assert len(ours) >= 3
@@ -99,7 +104,7 @@ def test_ours_keep_the_budget(norm: Norm) -> None:
         _, cost, judged = run.run(entrant)
         spent = (cost.forwards + cost.backwards) / 2
         assert spent <= 120
-        assert entrant.attack == "deepfool" or spent >= 120 - 3 * distances_peers.TARGETS
+        assert spent >= 120 - 3 * distances_peers.TARGETS - early.get(entrant.attack, 0)
         assert judged > 0
 
 
