@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from robustgen.benchmarks.tables import load_result, markdown_table, source
+from robustgen.benchmarks.tables import load_result, markdown_table, ratio_cell, source
 
 __all__ = ["distances_attackbench"]  # the others join it when their results are stored
 
@@ -90,8 +90,7 @@ def speed_distances() -> str:
             ours, theirs, seconds = line["ours"], line["theirs"], line["seconds"]
             ratio = "not reached"
             if seconds is not None:
-                r = seconds["ratio"]
-                ratio = f"{r['median']:.2f} [{r['min']:.2f}, {r['max']:.2f}]"
+                ratio = ratio_cell(seconds["ratio"])
             rows.append((row["classifier"], row["norm"], what, _tried(theirs), _tried(ours), ratio))
     header = (
         "classifier", "norm", "compared", "theirs: attack, budget, median", "ours", "seconds, theirs / ours [min, max]",
@@ -115,7 +114,7 @@ def _ratio(attack: dict[str, Any]) -> str:
     ratio = attack["ratio"]
     if ratio is None:
         return ""
-    return f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}] of `{attack['like']}`"
+    return f"{ratio_cell(ratio)} of `{attack['like']}`"
 
 
 def _number(value: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from robustgen.benchmarks.tables import load_result, markdown_table, source
+from robustgen.benchmarks.tables import load_result, markdown_table, ratio_cell, source
 
 __all__ = [
     "edm_cifar10",
@@ -49,7 +49,7 @@ def generator_training() -> str:
     rows = []
     for name, side in result.items():
         if isinstance(side, dict) and "ratio" in side:
-            rows.append((name, *_rates(side, result["images"]), _ratio(side)))
+            rows.append((name, *_rates(side, result["images"]), ratio_cell(side["ratio"])))
     header = ("what", "images/s, ours", "images/s, plain loop", "ratio [min, max]")
     return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"
 
@@ -76,7 +76,9 @@ def generator_sampling_speed() -> str:
     for name, side in result["timed"].items():
         ours, theirs = name.split(" / ")
         distance = (_with_error(result["rows"][one]["fd"], result["rows"][one]["fd_error"]) for one in (ours, theirs))
-        rows.append((ours.removeprefix("ours: "), theirs.removeprefix("diffusers: "), *distance, _ratio(side)))
+        rows.append(
+            (ours.removeprefix("ours: "), theirs.removeprefix("diffusers: "), *distance, ratio_cell(side["ratio"]))
+        )
     header = ("ours", "diffusers", "FD, ours", "FD, diffusers", "images/s, ours / diffusers [min, max]")
     return f"{markdown_table(header, rows)}\n\n{source(result)}"
 
@@ -121,8 +123,3 @@ def _with_error(value: float, error: float) -> str:
 def _rates(side: dict[str, Any], images: int) -> tuple[str, str]:
     ours, theirs = sorted(side["ours"]), sorted(side["theirs"])
     return f"{images / ours[len(ours) // 2]:.0f}", f"{images / theirs[len(theirs) // 2]:.0f}"
-
-
-def _ratio(side: dict[str, Any]) -> str:
-    ratio = side["ratio"]
-    return f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"

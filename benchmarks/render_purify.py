@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustgen.benchmarks.tables import load_result, markdown_table, source
+from robustgen.benchmarks.tables import load_result, markdown_table, ratio_cell, source
 
 __all__ = ["purify_gradients", "purify_memory", "purify_speed"]
 
@@ -40,9 +40,7 @@ def purify_speed() -> str:
     rows = []
     for name, side in sides.items():
         ours, theirs = (result["images"] / sorted(side[key])[len(side[key]) // 2] for key in ("ours", "theirs"))
-        ratio = side["ratio"]
-        shown = f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
-        rows.append((name, f"{ours:.1f}", f"{theirs:.1f}", shown))
+        rows.append((name, f"{ours:.1f}", f"{theirs:.1f}", ratio_cell(side["ratio"])))
     header = ("what", "images/s, ours", "images/s, theirs", "ratio [min, max]")
     least = f"The exact gradient takes {result['over_the_least']:.2f} times the least that checkpointing can take; "
     same = f"it differs from plain autograd's by {result['difference']:.0e}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from robustgen.benchmarks.tables import load_result, markdown_table, source
+from robustgen.benchmarks.tables import load_result, markdown_table, ratio_cell, source
 
 __all__ = ["speed_training"]
 
@@ -14,8 +14,8 @@ def speed_training() -> str:
     result, rows = load_result("speed-training"), []
     for row in result["rows"]:
         ours, theirs = (row["images"] / statistics.median(row[side]) for side in ("ours", "theirs"))
-        ratio = row["ratio"]
-        shown = f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
-        rows.append((row["network"], row["method"], row["peer"], f"{ours:.0f}", f"{theirs:.0f}", shown))
+        rows.append(
+            (row["network"], row["method"], row["peer"], f"{ours:.0f}", f"{theirs:.0f}", ratio_cell(row["ratio"]))
+        )
     header = ("network", "method", "beside", "images/s, ours", "images/s, theirs", "ratio [min, max]")
     return f"{markdown_table(header, rows)}\n\n{result['what']}. {source(result)}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from robustgen.tables import markdown_table
 
-__all__ = ["RESULTS", "load_result", "markdown_table", "source"]
+__all__ = ["RESULTS", "load_result", "markdown_table", "ratio_cell", "source"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -17,6 +18,11 @@ def load_result(name: str) -> dict[str, Any]:
     """results/NAME.json."""
     table: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return table
+
+
+def ratio_cell(ratio: Mapping[str, float]) -> str:
+    """Median, least and greatest ratio of the pairs of a `Comparison`."""
+    return f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
 
 
 def source(result: dict[str, Any]) -> str:
