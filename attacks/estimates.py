@@ -90,6 +90,10 @@ class Estimated(Budgeted, ABC):
     def move(self, s: Any) -> Any:
         """A step of `here` by the estimate."""
 
+    def kept(self, s: Any) -> Tensor:
+        """(B, C, H, W): what the next estimate begins with."""
+        return torch.zeros_like(s.estimate)
+
     def asks_iterate(self, s: Any) -> Tensor:
         """(B,) bool: whether the new iterate is worth a query."""
         return torch.ones_like(s.missed)
@@ -119,9 +123,8 @@ class Estimated(Budgeted, ABC):
 
     def begin_estimate(self, s: EstimatedState) -> EstimatedState:
         """The first probe of an estimate."""
-        empty = torch.zeros_like(s.estimate)
         return self.begin(
-            replace(s, pairs=torch.zeros_like(s.pairs), estimate=empty, missed=torch.zeros_like(s.missed))
+            replace(s, pairs=torch.zeros_like(s.pairs), estimate=self.kept(s), missed=torch.zeros_like(s.missed))
         )
 
     def _other_side(self, s: EstimatedState) -> EstimatedState:

@@ -22,7 +22,8 @@ __all__ = ["NES"]
 class NES(Estimated):
     """Scores only: g = mean of L(x + sigma u) u / sigma over antithetic Gaussian u, then a projected step.
 
-    Source: Ilyas et al. 2018, arXiv:1804.08598, Algorithm 1 and section 2.2: antithetic sampling, sign steps in Linf.
+    Source: Ilyas et al. 2018, arXiv:1804.08598, Algorithm 1 and section 2.2: antithetic sampling, sign steps in Linf,
+    with the momentum of the authors' code.
     Differs: untargeted, along the steepest direction of the norm; the loss is the margin, which loses no digits where
     the softmax is 1 (`loss=ce` is the paper's); probes are clipped to [0, 1], and a pair counts by the difference of
     what was sent; fewer probes an estimate than the paper, for smaller images.
@@ -30,6 +31,8 @@ class NES(Estimated):
 
     samples: int = 20  # probes behind an estimate
     sigma: float = 0.01  # of the probes, in pixels of [0, 1]
+    momentum: float = 0.9  # share of an estimate that the next one begins with
+    rel_step: float = 0.2
     name: ClassVar[str] = "nes"
 
     def __post_init__(self) -> None:
@@ -37,6 +40,8 @@ class NES(Estimated):
         half(self.name, self.samples)
         if not 0 < self.sigma < math.inf:
             raise SpecError(f"nes: sigma must be positive, got {self.sigma}.")
+        if not 0 <= self.momentum < 1:
+            raise SpecError(f"nes: momentum must be in [0, 1), got {self.momentum}.")
 
     def pairs(self) -> int:
         return half(self.name, self.samples)
@@ -49,6 +54,9 @@ class NES(Estimated):
 
     def probe(self, s: EstimatedState, side: int) -> Tensor:
         return (s.here + side * self.sigma * s.u).clamp(0, 1)
+
+    def kept(self, s: EstimatedState) -> Tensor:
+        return self.momentum * s.estimate
 
     def add(self, s: EstimatedState) -> EstimatedState:
         return replace(s, estimate=s.estimate + both_sides(s, self.probe(s, 1), s.x_adv, self.sigma))

@@ -42,6 +42,7 @@ class SPSA(Estimated):
 
     samples: int = 20  # probes behind an estimate
     delta: float = 0.01  # of the probes, in pixels of [0, 1]
+    rel_step: float = 0.2
     name: ClassVar[str] = "spsa"
 
     def __post_init__(self) -> None:
