@@ -6,12 +6,13 @@ import json
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
-from robustgen.benchmarks.tables import markdown_table
+from robustgen.benchmarks.tables import load_result, markdown_table, source
 from robustgen.cards import bundled_cards
 from robustgen.generator.card import GeneratorCard, bundled_generators
 
-__all__ = ["bundled_generators_table", "bundled_trainings"]
+__all__ = ["bundled_generators_table", "bundled_trainings", "retrained"]
 
 _LOGS = Path(__file__).resolve().parent.parent / "robustgen" / "zoo" / "log"
 
@@ -46,6 +47,29 @@ def bundled_generators_table() -> str:
         )  # fmt: skip
     header = ("generator", "view", "weights", "training images", "images shown", "minutes")
     return f"{markdown_table(header, rows)}\n\nFrom their cards and files of weights."
+
+
+def retrained() -> str:
+    """The classifier trained on generated images beside the first one, on all test images."""
+    result = load_result("retrained")
+    rows = [
+        (row["classifier"], *(_share(row[key]) for key in ("clean", "robust")), ", ".join(row["flags"]) or "none")
+        for row in result["rows"]
+    ]
+    rows.append(("difference, points", _gap(result["clean"]), _gap(result["robust"]), ""))
+    table = markdown_table(("classifier", "clean", f"robust, {result['threat']}, `{result['plan']}`", "flags"), rows)
+    told = f"{result['n']:,} images of {result['data']}; differences of pairs with 95 % intervals, p of McNemar's test."
+    return f"{table}\n\n{told} {source(result)}"
+
+
+def _share(estimate: dict[str, float]) -> str:
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.2f} % [{low:.2f}, {high:.2f}]"
+
+
+def _gap(paired: dict[str, Any]) -> str:
+    low, high = paired["interval"]
+    return f"{100 * paired['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}], p = {paired['p']:.2g}"
 
 
 def _weights(path: Path) -> int:
