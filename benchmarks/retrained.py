@@ -1,4 +1,4 @@
-"""A bundled classifier against the one that it is meant to beat: both attacked on all test images, then the paired test.
+"""A bundled classifier against the one that it is meant to beat: both attacked on all test images, then a paired test.
 
 Both runs lie below --work and go on when the same command is typed again.
 """
@@ -50,10 +50,11 @@ def main() -> None:
     tune_process()
 
     def attacked(name: str) -> RunRecord:
-        return robustgen.evaluate(
+        record: RunRecord = robustgen.evaluate(
             name, options.data, options.threat, plan=options.plan, n=options.n, data_dir=options.data_dir,
             out=options.work / Path(name).stem, progress=Lines(),
         )  # fmt: skip
+        return record
 
     names = (options.first, options.second)
     records = [attacked(name) for name in names]
@@ -67,7 +68,7 @@ def main() -> None:
              "flags": list(r.flags), "protocol": r.spec["protocol"], "seconds": r.seconds}
             for name, r in zip(names, records, strict=True)
         ],
-        "clean": paired(*clean, records[0].n), "robust": paired(*robust, records[0].n),
+        "clean": paired(clean[0], clean[1], records[0].n), "robust": paired(robust[0], robust[1], records[0].n),
     }  # fmt: skip
     print({key: found[key] for key in ("clean", "robust")})
     print(store("retrained", found))
