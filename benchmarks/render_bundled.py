@@ -11,6 +11,7 @@ from typing import Any
 from robustgen.benchmarks.tables import load_result, markdown_table, source
 from robustgen.cards import bundled_cards
 from robustgen.generator.card import GeneratorCard, bundled_generators
+from robustgen.statistics import Estimate
 
 __all__ = ["bundled_generators_table", "bundled_trainings", "retrained"]
 
@@ -53,18 +54,17 @@ def retrained() -> str:
     """The classifier trained on generated images beside the first one, on all test images."""
     result = load_result("retrained")
     rows = [
-        (row["classifier"], *(_share(row[key]) for key in ("clean", "robust")), ", ".join(row["flags"]) or "none")
+        (
+            row["classifier"],
+            *(str(Estimate(**row[key])) for key in ("clean", "robust")),
+            ", ".join(row["flags"]) or "none",
+        )
         for row in result["rows"]
     ]
     rows.append(("difference, points", _gap(result["clean"]), _gap(result["robust"]), ""))
     table = markdown_table(("classifier", "clean", f"robust, {result['threat']}, `{result['plan']}`", "flags"), rows)
     told = f"{result['n']:,} images of {result['data']}; differences of pairs with 95 % intervals, p of McNemar's test."
     return f"{table}\n\n{told} {source(result)}"
-
-
-def _share(estimate: dict[str, float]) -> str:
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.2f} % [{low:.2f}, {high:.2f}]"
 
 
 def _gap(paired: dict[str, Any]) -> str:

@@ -6,10 +6,12 @@ Both runs lie below --work and go on when the same command is typed again.
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_rel
 
 import robustgen
 from robustgen.benchmarks.harness import store
@@ -21,17 +23,16 @@ from robustgen.statistics import mcnemar
 
 
 def paired(first: set[int], second: set[int], n: int) -> dict[str, Any]:
-    """What two sets of ids of n say of the difference of their shares.
+    """What the ids of n that each side has right say of the difference of their shares, second less first.
 
-    `difference` is that of second and first; `interval` its 95 % interval for paired samples, (b - c) / n with the
-    variance (b + c - (b - c)^2 / n) / n^2 (Agresti, Categorical Data Analysis, section 11.1); `p` of McNemar's test.
+    Its 95 % interval is that of scipy's paired t-test, `p` that of McNemar's.
     """
+    a, b = (np.array([id_ in side for id_ in range(n)], dtype=np.float64) for side in (first, second))
+    low, high = ttest_rel(b, a).confidence_interval()
     only_first, only_second = len(first - second), len(second - first)
-    gap = only_second - only_first
-    half = 1.96 * math.sqrt(only_first + only_second - gap**2 / n) / n
     return {
-        "only_first": only_first, "only_second": only_second, "difference": gap / n,
-        "interval": [gap / n - half, gap / n + half], "p": mcnemar(only_first, only_second),
+        "only_first": only_first, "only_second": only_second, "difference": (only_second - only_first) / n,
+        "interval": [float(low), float(high)], "p": mcnemar(only_first, only_second),
     }  # fmt: skip
 
 
