@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import Query, QueryModel, State, start_again
+from robustgen.attacks.base import Query, QueryModel, State, early_rounds, start_again
 from robustgen.attacks.losses import LossFn, Margin, TargetedMargin, ranked_classes
 from robustgen.errors import SpecError
 from robustgen.registry import register_attack
@@ -25,9 +25,10 @@ __all__ = ["FMN", "FMNT", "FMNState"]
 
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 _GAMMA = (0.2, 0.01)  # first and last share by which the radius changes in a step
+_FREE_GAMMA = (0.4, 0.01)  # the same where there is no eps
 _LAST_STEP = 0.05  # last step length, in eps
 _FREE_STEP = (1.0, 0.01)  # first and last step length in L2 where there is no eps, the paper's
-_SHORTEST: dict[Norm, float] = {"l1": 0.3}  # of a first step, where the paper's is too long: few pixels move
+_SHORTEST: dict[Norm, float] = {"l2": 0.1, "l1": 0.3}  # of a first step, where the paper's is too long
 _SMALLEST = 1e-9  # radius where there is no eps; a ball of none at all has no direction
 _TINY = 1e-12
 
@@ -57,10 +58,10 @@ class FMN:
     is `first_step` eps long at first and follows the steepest direction of the norm over the pixels that can move (the
     paper: the gradient of unit L2 norm); the radius starts to change by 20 % (the paper: 5 %), since few steps are
     taken; it never falls below eps, since a point inside ends the attack. Norms Linf, L2, L1.
-    Without an eps: the paper's start, step and radius, but for the first change of 20 %, by which the tangent distance
-    is enlarged too, the signs of the gradient in Linf, and the first step, which is as long as the first radius where
-    that is longer than the paper's (in L1 than 0.3; not in L0); restarts after the first begin at random. In L0 pixels
-    are counted, not values of channels.
+    Without an eps: the paper's start, step and radius, but for the first change of 40 %, by which the tangent distance
+    is enlarged too, the signs of the gradient in Linf, and the first step: as long as the first radius, in L2 twice as
+    long, at least 1 (0.1 in L2, 0.3 in L1; always 1 in L0); restarts after the first begin at random. In L0 pixels are
+    counted, not values of channels.
     """
 
     steps: int = 40
@@ -69,7 +70,7 @@ class FMN:
     nearest_in: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1", "l0")
     takes_eps: ClassVar[bool] = True
     takes_goal: ClassVar[bool] = True
-    first_share: ClassVar[float] = 1.0  # in L1 without an eps, the first step as a share of the first radius
+    first_shares: ClassVar[dict[Norm, float]] = {"l2": 2.0}  # without an eps, the first step in first radii
     early: ClassVar[float] = 0.85
 
     def __post_init__(self) -> None:
@@ -102,8 +103,9 @@ class FMN:
         assert isinstance(s, FMNState)
         query = oracle.grad(s.x_next, s.y, s.aimed(Margin()) if s.goal is not None else _loss_to(s.target))
         anneal = (1 + torch.cos(math.pi * s.i / self.steps)) / 2  # from 1 to 0
-        gamma = _GAMMA[1] + (_GAMMA[0] - _GAMMA[1]) * anneal
-        best, radius = _resize(s, query, gamma)
+        first, last = _GAMMA if s.threat.bounded else _FREE_GAMMA
+        gamma = last + (first - last) * anneal
+        best, radius = _resize(self._forgetful(s), query, gamma)
         s.reach = torch.where(s.i == 0, radius, s.reach)
         moved = s.x_next + self._way(s, query, anneal)
         return replace(
@@ -116,6 +118,13 @@ class FMN:
             i=s.i + 1,
         )
 
+    def _forgetful(self, s: FMNState) -> FMNState:
+        """Once the exact form answers, no distance counts that a coarser one called misclassified; it may be too small."""
+        if s.threat.bounded:
+            return s
+        begins = s.i == math.ceil(early_rounds(self, s.threat.norm))
+        return replace(s, best=torch.where(begins, math.inf, s.best))
+
     def _way(self, s: FMNState, query: Query, anneal: Tensor) -> Tensor:
         """(B, C, H, W): line 14, the step up the loss, before the projection."""
         grad = _free(s.x_next, query.grad)
@@ -123,7 +132,7 @@ class FMN:
             alpha = (_LAST_STEP + (self.first_step - _LAST_STEP) * anneal) * s.threat.eps
             return per_row(alpha, s.x) * s.threat.steepest(grad)
         grad = grad.sign() if s.threat.norm == "linf" else grad
-        alpha = _FREE_STEP[1] + (_first_length(s, self.first_share) - _FREE_STEP[1]) * anneal
+        alpha = _FREE_STEP[1] + (_first_length(s, self.first_shares) - _FREE_STEP[1]) * anneal
         return per_row(alpha / (norm_of(grad, "l2") + _TINY), s.x) * grad
 
 
@@ -132,12 +141,12 @@ def _loss_to(target: Tensor) -> LossFn:
     return lambda logits, y: torch.where(target == y, Margin()(logits, y), TargetedMargin()(logits, y, target))
 
 
-def _first_length(s: FMNState, share: float) -> Tensor:
+def _first_length(s: FMNState, shares: dict[Norm, float]) -> Tensor:
     """(B,): a length in L2, for the first step without an eps; never beyond the diagonal of the box of images."""
     diagonal = math.sqrt(s.x[0].numel())
     if s.threat.norm == "l0":
         return torch.full_like(s.reach, _FREE_STEP[0])
-    longest = s.reach * {"linf": diagonal, "l1": share}.get(s.threat.norm, 1.0)
+    longest = s.reach * ({"linf": diagonal} | shares).get(s.threat.norm, 1.0)
     return longest.clamp(min=_SHORTEST.get(s.threat.norm, _FREE_STEP[0]), max=diagonal)
 
 
@@ -179,12 +188,12 @@ class FMNT(FMN):
     Restart r aims at the class with the r-th largest logit among the wrong ones at the clean image; with fewer wrong
     classes than restarts the order begins again, each time from another random start. With a goal every restart aims at
     that class.
-    Differs: in L1 without an eps the first step is a quarter of the first radius, since one class is farther than the
-    nearest.
+    Differs: without an eps the first step in L2 is one first radius and in L1 a quarter of it, since one class is farther
+    than the nearest.
     """
 
     restarts: int = 9
-    first_share: ClassVar[float] = 0.25
+    first_shares: ClassVar[dict[Norm, float]] = {"l1": 0.25}
 
     def aim(self, oracle: QueryModel, x: Tensor, y: Tensor, rng: ExampleRng) -> Tensor:
         ranked = ranked_classes(oracle.logits(x), y)

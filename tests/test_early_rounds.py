@@ -75,6 +75,16 @@ def test_the_share_of_rounds_and_no_other_is_early(name: str, size: int) -> None
     assert outcomes(attack, model, far, n, FREE, 1) == pytest.approx(mixed, rel=1e-5), "a batch of another size differs"
 
 
+@pytest.mark.parametrize("name", ["fmn:steps=399", "fmn-t:steps=399:restarts=2"])
+def test_what_the_early_network_calls_broken_does_not_hold_the_walk_back(name: str) -> None:
+    """It calls the clean image itself misclassified, so its nearest point lies at distance 0; no image there is one."""
+    far, n = FarLinear((1, 6, 5), 3), 5
+    wrong = FarLinear((1, 6, 5), 3)
+    wrong.bias = wrong.bias - 100 * torch.nn.functional.one_hot(far.images(n)[1][0], 3)
+    mixed = outcomes(parse_attack(name), Twofold(wrong, far), far, n, FREE, 64)
+    assert mixed == pytest.approx(outcomes(parse_attack(name), far, far, n, FREE, 64), rel=0.05)
+
+
 @pytest.mark.parametrize(("name", "threat"), [("fmn:steps=20", ThreatModel("l2", 0.1)), ("fab:steps=20", FREE)])
 def test_nothing_is_early_inside_an_eps_or_for_an_attack_that_does_not_say_so(name: str, threat: ThreatModel) -> None:
     """The network of the first rounds is never asked."""

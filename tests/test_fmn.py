@@ -108,20 +108,20 @@ def test_bad_parameters(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("norm", "reach", "expected", "one_class"),
     [
-        ("l2", 5.0, 5.0, 5.0), ("l2", 0.2, 1.0, 1.0), ("l2", 1e9, 12.0, 12.0), ("l1", 0.1, 0.3, 0.3),
-        ("l1", 8.0, 8.0, 2.0), ("linf", 0.5, 6.0, 6.0), ("l0", 5.0, 1.0, 1.0),
+        ("l2", 5.0, 10.0, 5.0), ("l2", 0.04, 0.1, 0.1), ("l2", 1e9, 12.0, 12.0), ("l1", 0.1, 0.3, 0.3),
+        ("l1", 8.0, 8.0, 2.0), ("linf", 0.5, 6.0, 6.0), ("linf", 0.01, 1.0, 1.0), ("l0", 5.0, 1.0, 1.0),
     ],
 )  # fmt: skip
 def test_the_first_step_is_as_long_as_the_first_radius(
     norm: Norm, reach: float, expected: float, one_class: float
 ) -> None:
-    """In L2, at least the paper's 1 (0.3 in L1), at most the diagonal, which is 12 here; in L0 always 1.
+    """Twice as long in L2, at least 1 (0.1 in L2, 0.3 in L1), at most the diagonal, which is 12 here; in L0 always 1.
 
-    Towards one class a quarter of that in L1.
+    Towards one class half of that in L2, a quarter in L1.
     """
     x, y = torch.zeros(2, 1, 12, 12), torch.zeros(2, dtype=torch.int64)
     threat = ThreatModel.unbounded(norm)
     state = FMN().init(Oracle(make_linear((1, 12, 12))), x, y, threat, ExampleRng.of(0, range(2)))
     state.reach = torch.full((2,), reach)
-    torch.testing.assert_close(_first_length(state, FMN.first_share), torch.full((2,), expected))
-    torch.testing.assert_close(_first_length(state, FMNT.first_share), torch.full((2,), one_class))
+    torch.testing.assert_close(_first_length(state, FMN.first_shares), torch.full((2,), expected))
+    torch.testing.assert_close(_first_length(state, FMNT.first_shares), torch.full((2,), one_class))
