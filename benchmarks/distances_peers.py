@@ -124,8 +124,8 @@ def entrants(norm: Norm, budget: int, classes: int) -> list[Entrant]:
     """
     steps = budget // 2  # each a forward and a backward
     parts = (
-        _walks(norm, steps, classes), _fab(norm, budget), _deepfool(norm, budget, classes), _penalties(norm, budget, steps),
-        _lagrangians(norm, steps),
+        _walks(norm, steps, classes), _fab(norm, budget), _deepfool(norm, budget, classes),
+        _penalties(norm, budget, steps), _lagrangians(norm, steps),
     )  # fmt: skip
     listed = [entrant for part in parts for entrant in part]
     return sorted(listed, key=lambda entrant: entrant.library != "robustgen")

@@ -86,14 +86,13 @@ def speed_distances() -> str:
     """How long the same distance takes, ours and theirs."""
     result, rows = load_result("speed-distances"), []
     for row in result["rows"]:
-        for what, line in row["lines"].items():
-            ours, theirs, seconds = line["ours"], line["theirs"], line["seconds"]
-            ratio = "not reached"
-            if seconds is not None:
-                ratio = ratio_cell(seconds["ratio"])
-            rows.append((row["classifier"], row["norm"], what, _tried(theirs), _tried(ours), ratio))
+        for line in row["lines"]:
+            ours, theirs = (_tried(line[side], line["statistic"]) for side in ("ours", "theirs"))
+            ratio = ratio_cell(line["seconds"]["ratio"]) if line["seconds"] else "not reached"
+            rows.append((row["classifier"], row["norm"], line["compared"], line["statistic"], theirs, ours, ratio))
     header = (
-        "classifier", "norm", "compared", "theirs: attack, budget, median", "ours", "seconds, theirs / ours [min, max]",
+        "classifier", "norm", "compared", "distance", "theirs: attack, budget, distance", "ours",
+        "seconds, theirs / ours [min, max]",
     )  # fmt: skip
     budgets = ", ".join(map(str, result["budgets"]))
     told = (
@@ -103,11 +102,11 @@ def speed_distances() -> str:
     return f"{markdown_table(header, rows)}\n\n{told} {source(result)}"
 
 
-def _tried(one: dict[str, Any] | None) -> str:
+def _tried(one: dict[str, Any] | None, statistic: str) -> str:
     if one is None:
         return "–"
     library = "" if one["library"] == "robustgen" else f"{one['library']} "
-    return f"{library}`{one['attack']}`, {one['budget']}, {one['median']:.4g}"
+    return f"{library}`{one['attack']}`, {one['budget']}, {one[statistic]:.4g}"
 
 
 def _ratio(attack: dict[str, Any]) -> str:

@@ -193,12 +193,45 @@ def test_rows_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_quickest_at_the_same_distance() -> None:
-    """Theirs within 1 % of their best; ours at most as far as theirs; None where nothing of ours is."""
+    """Of each side the quickest within 1 % of their best; None where nothing of ours is."""
 
-    def tried(library: str, median: float, seconds: float) -> speed.Tried:
-        return speed.Tried(Entrant(library, "fmn", "", {}), 100, median, seconds)
+    def tried(library: str, mean: float, seconds: float) -> speed.Tried:
+        return speed.Tried(Entrant(library, "fmn", "", {}), 100, {"mean": mean, "median": 1 / mean}, seconds)
 
     far, near, best = (tried("adv_lib", *one) for one in ((1.1, 1.0), (1.009, 2.0), (1.0, 3.0)))
-    quick, slow, worse = (tried("robustgen", *one) for one in ((1.009, 0.7), (0.9, 5.0), (1.01, 0.1)))
-    assert speed.sides([far, near, best, worse, slow, quick]) == (near, quick)
-    assert speed.sides([far, near, best, worse]) == (near, None)
+    quick, slow, worse = (tried("robustgen", *one) for one in ((1.0099, 0.7), (0.9, 5.0), (1.02, 0.1)))
+    assert speed.sides([far, near, best, worse, slow, quick], "mean") == (near, quick)
+    assert speed.sides([far, near, best, worse], "mean") == (near, None)
+    assert speed.sides([far, best, slow], "median") == (far, None), "another statistic, another answer"
+
+
+def test_the_lines_of_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FMN and any attack, by mean and median, each with who was compared; drawn and rendered, failures as gaps."""
+    run, model = bench("l2", n=4, classes=2)
+    with_a_library(monkeypatch, model)
+    listed = [
+        Entrant("robustgen", "fmn", "", {"steps": 30}), Entrant("adv_lib", "exact", "", {}),
+        Entrant("adv_lib", "fmn", "fmn", {}),
+    ]  # fmt: skip
+    tried = [speed.run_once(run, entrant, 60) for entrant in listed]
+    assert [math.isfinite(one.distance["mean"]) for one in tried] == [True, True, False]
+    lines = [
+        {"compared": "any attack", "statistic": name, **speed._line(run, *speed.sides(tried, name))}
+        for name in speed.STATISTICS
+    ]
+    assert all(line["theirs"]["attack"] == "exact" and line["ours"]["attack"] == "fmn" for line in lines)
+    assert all(len(line["seconds"]["ours"]) == speed.PAIRS for line in lines)
+    rows = [{"classifier": "c", "norm": "l2", "images": 4, "lines": lines, "tried": [one.stored() for one in tried]}]
+    assert rows[0]["tried"][2]["mean"] is None
+    result = {
+        "rows": rows, "budgets": [60], "pairs": 5, "command": "C", "date": "D",
+        "environment": {"processor": "P", "threads": 1},
+    }  # fmt: skip
+    monkeypatch.setattr(render_distances, "load_result", lambda _name: json.loads(json.dumps(result, allow_nan=False)))
+    exact = tried[1].distance["median"]
+    assert (
+        f"| any attack | median | adv_lib `exact`, 60, {exact:.4g} | `fmn`, 60, " in render_distances.speed_distances()
+    )
+    (axes,) = speed.draw(rows).axes
+    assert len(axes.lines) == 3
+    assert axes.get_ylim()[1] == pytest.approx(2 * tried[1].distance["mean"])
