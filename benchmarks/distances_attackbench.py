@@ -41,8 +41,8 @@ BUDGET = 2000  # AttackBench's own
 JUDGED = {"cw": 240, "fab-t": 100}  # forwards of our judge, at most
 JUDGED_ELSE = 50
 CASES: tuple[tuple[str, Norm, int], ...] = (
-    ("fmnist-at-l2", "l2", 24), ("fmnist-at-l2", "linf", 24), ("fmnist-at-l2", "l1", 24), ("fmnist-standard", "l0", 24),
-    ("fmnist-standard", "l2", 24), ("cifar10-at", "l2", 12), ("cifar10-at", "linf", 12),
+    ("fmnist-at-l2", "l2", 48), ("fmnist-at-l2", "linf", 48), ("fmnist-at-l2", "l1", 48), ("fmnist-standard", "l0", 48),
+    ("fmnist-standard", "l2", 48), ("cifar10-at", "l2", 16), ("cifar10-at", "linf", 16),
 )  # fmt: skip
 
 

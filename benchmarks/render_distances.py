@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from robustgen.benchmarks.tables import load_result, markdown_table, ratio_cell, source
@@ -78,7 +79,7 @@ def distances_attackbench() -> str:
                 )
             )  # fmt: skip
     header = ("classifier", "norm", "attack", "ours", "best of the others' of the same name", "best of all attacks")
-    told = f"{result['rows'][0]['images']} images (half of it in colour), {result['rows'][0]['budget']:,} passes each."
+    told = f"{_images(result['rows'])}, {result['rows'][0]['budget']:,} passes each."
     return f"{markdown_table(header, rows)}\n\n{told} {source(result)}"
 
 
@@ -95,10 +96,7 @@ def speed_distances() -> str:
         "seconds, theirs / ours [min, max]",
     )  # fmt: skip
     budgets = ", ".join(map(str, result["budgets"]))
-    told = (
-        f"{max(row['images'] for row in result['rows'])} images (half of it in colour), budgets {budgets}, "
-        f"{result['pairs']} pairs."
-    )
+    told = f"{_images(result['rows'])}, budgets {budgets}, {result['pairs']} pairs."
     return f"{markdown_table(header, rows)}\n\n{told} {source(result)}"
 
 
@@ -107,6 +105,12 @@ def _tried(one: dict[str, Any] | None, statistic: str) -> str:
         return "–"
     library = "" if one["library"] == "robustgen" else f"{one['library']} "
     return f"{library}`{one['attack']}`, {one['budget']}, {one[statistic]:.4g}"
+
+
+def _images(rows: Sequence[dict[str, Any]]) -> str:
+    """How many, and how many of the classifier that has fewer."""
+    fewest = min(rows, key=lambda row: int(row["images"]))
+    return f"{max(row['images'] for row in rows)} images ({fewest['images']} of {fewest['classifier']})"
 
 
 def _ratio(attack: dict[str, Any]) -> str:
