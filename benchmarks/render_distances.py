@@ -89,7 +89,8 @@ def speed_distances() -> str:
     for row in result["rows"]:
         for line in row["lines"]:
             ours, theirs = (_tried(line[side], line["statistic"]) for side in ("ours", "theirs"))
-            ratio = ratio_cell(line["seconds"]["ratio"]) if line["seconds"] else "not reached"
+            silent = "ours do not reach it" if line["theirs"] else "theirs have none that is finite"
+            ratio = ratio_cell(line["seconds"]["ratio"]) if line["seconds"] else silent
             rows.append((row["classifier"], row["norm"], line["compared"], line["statistic"], theirs, ours, ratio))
     header = (
         "classifier", "norm", "compared", "distance", "theirs: attack, budget, distance", "ours",

@@ -203,6 +203,9 @@ def test_the_quickest_at_the_same_distance() -> None:
     assert speed.sides([far, near, best, worse, slow, quick], "mean") == (near, quick)
     assert speed.sides([far, near, best, worse], "mean") == (near, None)
     assert speed.sides([far, best, slow], "median") == (far, None), "another statistic, another answer"
+    failed = tried("adv_lib", math.inf, 0.1)
+    assert speed.sides([failed, slow, quick], "mean") == (None, quick), "any success is nearer than none"
+    assert speed.sides([failed], "mean") == (None, None)
 
 
 def test_the_lines_of_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:

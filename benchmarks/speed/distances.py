@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,18 +77,18 @@ def quickest(tried: Sequence[Tried], statistic: str, goal: float) -> Tried | Non
     return min((one for one in tried if one.distance[statistic] <= goal), key=lambda one: one.seconds, default=None)
 
 
-def sides(tried: Sequence[Tried], statistic: str) -> tuple[Tried, Tried | None]:
-    """Theirs, and ours, the quickest that reach 1 % above the best of theirs; None where none of ours does.
+def sides(tried: Sequence[Tried], statistic: str) -> tuple[Tried | None, Tried | None]:
+    """Theirs, and ours, the quickest that reach 1 % above the best of theirs; None where nobody does.
+
+    Where that best is infinite, which a mean is without success on a single image, any finite distance is the goal.
 
     Args:
-        tried: of both sides, theirs with at least one that found something.
+        tried: of both sides.
         statistic: the distance that counts, a key of `STATISTICS`.
     """
     ours, others = ([one for one in tried if (one.entrant.library == "robustgen") is mine] for mine in (True, False))
-    goal = NEAR * min(one.distance[statistic] for one in others)
-    theirs = quickest(others, statistic, goal)
-    assert theirs is not None
-    return theirs, quickest(ours, statistic, goal)
+    goal = min(NEAR * min(one.distance[statistic] for one in others), sys.float_info.max)
+    return quickest(others, statistic, goal), quickest(ours, statistic, goal)
 
 
 def run_once(bench: Bench, entrant: Entrant, budget: int) -> Tried:
@@ -124,14 +125,14 @@ def measure(name: str, norm: Norm, n: int, data_dir: Path | None) -> dict[str, A
     }  # fmt: skip
 
 
-def _line(bench: Bench, theirs: Tried, ours: Tried | None) -> dict[str, Any]:
-    """Who is compared, and the ratio of their seconds; null where none of ours comes as near."""
-    if ours is None:
-        return {"ours": None, "theirs": theirs.stored(), "seconds": None}
-    pair = (ours.entrant, theirs.entrant)
-    seconds = Comparison(*in_turn([partial(bench.run, entrant) for entrant in pair], PAIRS)).summary()
-    print(f"  {ours} beside {theirs}: {seconds['ratio']}", flush=True)
-    return {"ours": ours.stored(), "theirs": theirs.stored(), "seconds": seconds}
+def _line(bench: Bench, theirs: Tried | None, ours: Tried | None) -> dict[str, Any]:
+    """Who is compared, and the ratio of their seconds; null where one side comes nowhere as near."""
+    line = {"ours": ours and ours.stored(), "theirs": theirs and theirs.stored(), "seconds": None}
+    if ours and theirs:
+        pair = (ours.entrant, theirs.entrant)
+        line["seconds"] = Comparison(*in_turn([partial(bench.run, entrant) for entrant in pair], PAIRS)).summary()
+        print(f"  {ours} beside {theirs}: {line['seconds']['ratio']}", flush=True)
+    return line
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Figure:
