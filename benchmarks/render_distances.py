@@ -7,7 +7,7 @@ from typing import Any
 
 from robustgen.benchmarks.tables import load_result, markdown_table, ratio_cell, source
 
-__all__ = ["distances_attackbench"]  # the others join it when their results are stored
+__all__ = ["distances", "distances_attackbench", "distances_attacks", "distances_settings", "speed_distances"]
 
 
 def distances() -> str:

@@ -15,6 +15,7 @@ import math
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -152,19 +153,25 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def _draw_row(axes: Axes, row: dict[str, Any]) -> None:
     """Ours bold; the height ends at twice the smallest distance, beyond which nobody would stop."""
-    lowest = min(one["mean"] for one in row["tried"] if one["mean"] is not None)
-    runs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    lines: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    entered: Counter[tuple[str, str, int]] = Counter()  # an attack may be entered twice, with other settings
     for one in row["tried"]:
-        runs.setdefault((one["library"], one["attack"]), []).append((one["seconds"], one["mean"] or math.inf))
+        key = (one["library"], one["attack"], one["budget"])
+        far = math.inf if one["mean"] is None else one["mean"]
+        lines.setdefault((*key[:2], entered[key]), []).append((one["seconds"], far))
+        entered[key] += 1
     named = set()
-    for (library, _), points in runs.items():
-        label = "" if library in named else library
+    for (library, _, _), points in lines.items():
+        label = None if library in named else library
         named.add(library)
         colour = COLOURS[("robustgen", "adv_lib", "foolbox").index(library)]
         width = 2.2 if library == "robustgen" else 1.1
-        axes.plot(*zip(*sorted(points), strict=True), marker=".", color=colour, linewidth=width, label=label or None)
+        axes.plot(*zip(*points, strict=True), marker=".", color=colour, linewidth=width, label=label)
+    lowest = min(far for points in lines.values() for _, far in points)
     axes.set(xscale="log", ylim=(0.97 * lowest, 2 * lowest), title=f"{row['classifier']}, {row['norm']}")
     axes.set(xlabel="seconds", ylabel="mean distance")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
 
 
 def main() -> None:
