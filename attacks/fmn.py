@@ -119,7 +119,7 @@ class FMN:
         )
 
     def _forgetful(self, s: FMNState) -> FMNState:
-        """Once the exact form answers, no distance counts that a coarser one called misclassified; it may be too small."""
+        """When the exact form begins to answer, no success of a coarser one counts any more: it may lie too near."""
         if s.threat.bounded:
             return s
         begins = s.i == math.ceil(early_rounds(self, s.threat.norm))
@@ -188,8 +188,8 @@ class FMNT(FMN):
     Restart r aims at the class with the r-th largest logit among the wrong ones at the clean image; with fewer wrong
     classes than restarts the order begins again, each time from another random start. With a goal every restart aims at
     that class.
-    Differs: without an eps the first step in L2 is one first radius and in L1 a quarter of it, since one class is farther
-    than the nearest.
+    Differs: without an eps the first step in L2 is one first radius and in L1 a quarter of it, since one class is
+    farther than the nearest.
     """
 
     restarts: int = 9

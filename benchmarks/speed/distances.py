@@ -128,12 +128,12 @@ def measure(name: str, norm: Norm, n: int, data_dir: Path | None) -> dict[str, A
 
 def _line(bench: Bench, theirs: Tried | None, ours: Tried | None) -> dict[str, Any]:
     """Who is compared, and the ratio of their seconds; null where one side comes nowhere as near."""
-    line = {"ours": ours and ours.stored(), "theirs": theirs and theirs.stored(), "seconds": None}
+    seconds = None
     if ours and theirs:
         pair = (ours.entrant, theirs.entrant)
-        line["seconds"] = Comparison(*in_turn([partial(bench.run, entrant) for entrant in pair], PAIRS)).summary()
-        print(f"  {ours} beside {theirs}: {line['seconds']['ratio']}", flush=True)
-    return line
+        seconds = Comparison(*in_turn([partial(bench.run, entrant) for entrant in pair], PAIRS)).summary()
+        print(f"  {ours} beside {theirs}: {seconds['ratio']}", flush=True)
+    return {"ours": ours and ours.stored(), "theirs": theirs and theirs.stored(), "seconds": seconds}
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Figure:
