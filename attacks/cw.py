@@ -25,13 +25,12 @@ _ROUNDS = 2**14  # streams of a round are told apart below this
 
 @dataclass(kw_only=True)
 class CWState(State):
-    """`w`, its moments `m` and `v`, and the start `w0` are (B, C, H, W) in the space of tanh; the others (B,).
+    """`w` and its moments `m` and `v` are (B, C, H, W) in the space of tanh; the others (B,).
 
     `c` weighs the margin, `low` and `high` bracket it, `hit` says whether this c has broken the row.
     """
 
     w: Tensor
-    w0: Tensor
     m: Tensor
     v: Tensor
     c: Tensor
@@ -49,7 +48,8 @@ class CW:
     untargeted, with the search for c of the authors' code.
     Differs: for few queries c begins at 1 (their code: 0.001), with 200 steps for each from 0.05 down to 0 by a cosine
     (10,000 of 0.01), no early end, and 0.999 in place of 0.999999 where an image meets the walls, beyond which steps of
-    w do nothing. A c is large enough where a point of the second half of its steps breaks the row (their code: any).
+    w do nothing. A c is large enough where a point of the second half of its steps breaks the row (their code: any);
+    the next c begins where the last one ended (their code: at the image again), with moments of 0 and long steps anew.
     Restarts after the first begin at random, up to a tenth away in every value.
     """
 
@@ -81,12 +81,12 @@ class CW:
     ) -> CWState:  # fmt: skip
         w, zero, none = torch.atanh((2 * start_again(x, rng) - 1) * _INSIDE), x.new_zeros(len(x)), torch.zeros_like(x)
         return CWState.start(
-            x, y, threat, rng, goal=goal, w=w, w0=w, m=none, v=none,
+            x, y, threat, rng, goal=goal, w=w, m=none, v=none,
             c=zero + self.c, low=zero, high=zero + math.inf, hit=torch.zeros_like(y, dtype=torch.bool),
         )  # fmt: skip
 
     def step(self, oracle: QueryModel, s: State) -> CWState:
-        """Query x', take a step of Adam; at the end of a search the next c, and back to the start."""
+        """Query x', take a step of Adam; at the end of a search the next c."""
         assert isinstance(s, CWState)
         x_adv = (torch.tanh(s.w) + 1) / 2
         query = oracle.grad(x_adv, s.y, s.aimed(Margin()))
@@ -110,6 +110,6 @@ class CW:
         c = torch.where(due, torch.where(high.isfinite(), (low + high) / 2, 10 * s.c), s.c)
         again = per_row(due, s.x)
         return replace(
-            s, c=c, low=low, high=high, hit=s.hit & ~due, w=torch.where(again, s.w0, s.w),
+            s, c=c, low=low, high=high, hit=s.hit & ~due,
             m=torch.where(again, 0.0, s.m), v=torch.where(again, 0.0, s.v),
         )  # fmt: skip

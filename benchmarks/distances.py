@@ -38,7 +38,7 @@ from robustgen.precision import SearchModel, choose_form
 from robustgen.threat import BALLS, Norm, ThreatModel
 
 NAME = "distances"
-CLASSIFIERS = {"fmnist-at-l2": 50, "fmnist-standard": 50, "cifar10-at": 25}  # images attacked
+CLASSIFIERS = {"fmnist-at-l2": 100, "fmnist-standard": 100, "cifar10-at": 50}  # images attacked
 BUDGET = 600  # forwards and backwards an image
 TIMED, ROUNDS = 16, 3  # images and turns of the timing
 NEAR = 1.01  # so many times the best distance counts as near it

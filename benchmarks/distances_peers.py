@@ -23,7 +23,9 @@ __all__ = ["LIBRARIES", "Counted", "Entrant", "entrants", "missing_libraries"]
 
 LIBRARIES = {"adv_lib": "adv-lib", "foolbox": "foolbox", "art": "adversarial-robustness-toolbox"}  # module: package
 INSTALL = "pip install 'setuptools<81' wheel && pip install --no-build-isolation visdom " + " ".join(LIBRARIES.values())
-SEARCHES = 3  # for the constant of Carlini and Wagner
+SEARCHES = 3  # for the constant of theirs, each from the image again, so that few steps each break nothing
+STEPS_A_SEARCH = 150  # of theirs, where a budget has room for more searches than that
+OUR_SEARCHES = 6  # each goes on from the last
 RATE = 0.1  # of Adam in these few steps; 0.01, a default, stays far away
 TARGETS = 3  # classes that FAB aims at, one after the other
 STEPS_A_CLASS = 50  # about so many of FMN-T, as held-out images tell: within a budget more classes beat longer walks
@@ -193,15 +195,16 @@ def _deepfool(norm: Norm, budget: int, classes: int) -> list[Entrant]:
 
 def _penalties(norm: Norm, budget: int, steps: int) -> list[Entrant]:
     """Carlini and Wagner, and the elastic net: a distance and a class term, weighed by a constant that is searched."""
-    each = steps // SEARCHES
     if norm == "l2":
+        searches = max(SEARCHES, steps // STEPS_A_SEARCH)
+        each = steps // searches
         adv_lib = {"learning_rate": RATE, "initial_const": 1.0, "max_iterations": each, "abort_early": False}
         foolbox = {"steps": each, "stepsize": RATE, "initial_const": 1.0, "abort_early": False}
         art = {"binary_search_steps": 4, "max_iter": max(1, budget // 40), "initial_const": 10.0}
         return [
-            Entrant("robustgen", "cw", "", {"steps": each, "searches": SEARCHES, "rate": RATE}),
-            Entrant("adv_lib", "carlini_wagner_l2", "cw", {"binary_search_steps": SEARCHES, **adv_lib}),
-            Entrant("foolbox", "L2CarliniWagnerAttack", "cw", {"binary_search_steps": SEARCHES, **foolbox}),
+            Entrant("robustgen", "cw", "", {"steps": steps // OUR_SEARCHES, "searches": OUR_SEARCHES, "rate": RATE}),
+            Entrant("adv_lib", "carlini_wagner_l2", "cw", {"binary_search_steps": searches, **adv_lib}),
+            Entrant("foolbox", "L2CarliniWagnerAttack", "cw", {"binary_search_steps": searches, **foolbox}),
             Entrant("art", "CarliniL2Method", "cw", art),
         ]
     if norm == "l1":

@@ -61,8 +61,8 @@ def test_search_multiplies_until_it_breaks_then_halves() -> None:
         states.append(attack.step(oracle, states[-1]))
         if (k + 1) % 60 == 0:
             hits.append(states[-2].hit | (states[-1].logits.argmax(1) != y))
-            assert torch.equal(states[-1].w, states[0].w)
-            assert not states[-1].hit.any()
+            assert not torch.equal(states[-1].w, states[0].w), "the next c goes on where this one ended"
+            assert not torch.stack([part.any() for part in (states[-1].m, states[-1].v, states[-1].hit)]).any()
     starts = states[::60]
     broke = torch.zeros(3, dtype=torch.bool)
     for hit, (before, after) in zip(hits, pairwise(starts), strict=True):
@@ -72,6 +72,20 @@ def test_search_multiplies_until_it_breaks_then_halves() -> None:
         assert (after.low <= after.high).all()
     assert broke.all()
     assert not hits[0].any()
+
+
+def test_a_search_begins_where_the_last_one_ended() -> None:
+    """Steps of Adam are at most its rate, so one search of these comes nowhere near the boundary; several get there."""
+    model = FarLinear((1, 8, 8), classes=2)
+    x, y = model.images(3)
+    oracle, once = Oracle(model), CW(steps=4, searches=1, rate=0.01, c=1000.0)
+    for attack, breaks in ((once, False), (CW(steps=4, searches=100, rate=0.01, c=1000.0), True)):
+        state = attack.init(oracle, x, y, ThreatModel.unbounded("l2"), ExampleRng.of(0, range(3)))
+        broken = torch.zeros(3, dtype=torch.bool)
+        for _ in range(attack.rounds):
+            state = attack.step(oracle, state)
+            broken |= state.logits.argmax(1) != y
+        assert broken.all() if breaks else not broken.any()
 
 
 def test_an_overshoot_says_nothing_of_c() -> None:
