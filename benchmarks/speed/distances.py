@@ -43,7 +43,7 @@ CASES: tuple[tuple[str, Norm], ...] = (
     ("fmnist-standard", "linf"), ("fmnist-standard", "l1"), ("cifar10-at", "l2"), ("cifar10-at", "linf"),
 )  # fmt: skip
 BUDGETS = (20, 40, 60, 100, 200, 300, 600)  # forwards and backwards an image
-IMAGES, PAIRS = 64, 5
+IMAGES, PAIRS = 128, 5
 NEAR = 1.01
 LEFT_OUT = ("deepfool", "cw", "df", "EADAttack")  # attacks that never come near the best
 STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -70,7 +70,8 @@ class Tried:
         """For the JSON; null for what is infinite."""
         far = {name: value if math.isfinite(value) else None for name, value in self.distance.items()}
         named = {"library": self.entrant.library, "attack": self.entrant.attack, "budget": self.budget}
-        return {**named, **far, "seconds": self.seconds}
+        settings = {key: str(value) for key, value in self.entrant.settings.items()}
+        return {**named, "settings": settings, **far, "seconds": self.seconds}
 
 
 def quickest(tried: Sequence[Tried], statistic: str, goal: float) -> Tried | None:
