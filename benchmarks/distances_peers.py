@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -116,35 +116,36 @@ def _run_art(entrant: Entrant, model: nn.Module, x: Tensor, y: Tensor) -> Tensor
 _RUN = {"adv_lib": _run_adv_lib, "foolbox": _run_foolbox, "art": _run_art}
 
 
-def entrants(norm: Norm, budget: int, classes: int) -> list[Entrant]:
+def entrants(norm: Norm, budget: int, classes: int, steps_a_class: Sequence[int] = (STEPS_A_CLASS,)) -> list[Entrant]:
     """All attacks in this norm, those of robustgen first, within so many forwards and backwards an image.
 
     Args:
         norm: in which the distance is made small.
         budget: forwards plus backwards; at least 60, below which some get no step.
         classes: K of the classifier, which DeepFool's cost depends on.
+        steps_a_class: about so many of FMN-T, which is entered once for each that makes a difference.
     """
     steps = budget // 2  # each a forward and a backward
     parts = (
-        _walks(norm, steps, classes), _fab(norm, budget), _deepfool(norm, budget, classes),
+        _walks(norm, steps, classes, steps_a_class), _fab(norm, budget), _deepfool(norm, budget, classes),
         _penalties(norm, budget, steps), _lagrangians(norm, steps),
     )  # fmt: skip
     listed = [entrant for part in parts for entrant in part]
     return sorted(listed, key=lambda entrant: entrant.library != "robustgen")
 
 
-def _walks(norm: Norm, steps: int, classes: int) -> list[Entrant]:
+def _walks(norm: Norm, steps: int, classes: int, steps_a_class: Sequence[int]) -> list[Entrant]:
     """FMN, DDN and sigma-zero: one gradient a step. Ours queries its last point, so it takes one step less."""
     foolbox = {"l0": "L0FMNAttack", "l1": "L1FMNAttack", "l2": "L2FMNAttack", "linf": "LInfFMNAttack"}[norm]
     # First steps of the paper; in L1 a tenth of it is better on some networks and worse on others, so both are entered.
     # Foolbox 3.3.4 holds nothing back in its L2 ball, where short steps end nearer.
     firsts = {"linf": (10.0,), "l1": (1.0, 0.1)}.get(norm, (1.0,))
     in_foolbox = (0.1,) if norm == "l2" else firsts
-    aims = min(max(1, classes - 1), max(2, steps // STEPS_A_CLASS))
-    one_class = (steps - aims) // aims - 1  # each restart looks at the clean image first
+    aimed = sorted({min(max(1, classes - 1), max(2, steps // each)) for each in steps_a_class})
     listed = [
         Entrant("robustgen", "fmn", "", {"steps": steps - 1}),
-        Entrant("robustgen", "fmn-t", "", {"steps": one_class, "restarts": aims}),
+        # each restart looks at the clean image first
+        *(Entrant("robustgen", "fmn-t", "", {"steps": steps // aims - 2, "restarts": aims}) for aims in aimed),
         *(Entrant("adv_lib", "fmn", "fmn", {"norm": _NORMS[norm], "steps": steps, "α_init": one}) for one in firsts),
         *(Entrant("foolbox", foolbox, "fmn", {"steps": steps, "max_stepsize": one}) for one in in_foolbox),
     ]

@@ -118,6 +118,18 @@ def test_others_are_beside_one_of_ours(norm: Norm) -> None:
     assert {entrant.library for entrant in listed} <= {"robustgen", *distances_peers.LIBRARIES}
 
 
+def test_short_walks_to_more_classes() -> None:
+    """FMN-T is entered a second time where shorter walks reach more classes, and only there."""
+    restarts = {
+        budget: [e.settings["restarts"] for e in entrants("linf", budget, 10, (50, 16)) if e.attack == "fmn-t"]
+        for budget in (40, 100, 300, 2000)
+    }
+    assert restarts == {40: [2], 100: [2, 3], 300: [3, 9], 2000: [9]}
+    for entrant in entrants("linf", 300, 4, (50, 16)):
+        if entrant.attack == "fmn-t":
+            assert bench("linf", n=2, classes=4)[0].run(entrant)[1].forwards / 2 <= 150
+
+
 def with_a_library(monkeypatch: pytest.MonkeyPatch, model: FarLinear) -> None:
     """A library whose attack "exact" knows the closed form, and whose attack "lies" gives the clean image back."""
 
