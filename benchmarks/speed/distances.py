@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 import robustgen
 from robustgen.benchmarks.distances import Bench, images
-from robustgen.benchmarks.distances_peers import INSTALL, LIBRARIES, Entrant, entrants, missing_libraries
+from robustgen.benchmarks.distances_peers import (
+    INSTALL,
+    LIBRARIES,
+    STEPS_A_CLASS,
+    Entrant,
+    entrants,
+    missing_libraries,
+)
 from robustgen.benchmarks.harness import DOCS, Comparison, Pieces, in_turn, store
 from robustgen.benchmarks.tables import load_result
 from robustgen.environment import tune_process
@@ -44,7 +51,7 @@ CASES: tuple[tuple[str, Norm], ...] = (
 )  # fmt: skip
 BUDGETS = (20, 40, 60, 100, 200, 300, 600)  # forwards and backwards an image
 IMAGES, PAIRS = 128, 5
-STEPS_A_CLASS = (50, 16)  # of FMN-T; held-out images tell that few, for more classes, come nearer on cifar10-at
+WALKS = (STEPS_A_CLASS, 16)  # steps a class of FMN-T; on held-out images of cifar10-at the short ones come nearer
 NEAR = 1.01
 LEFT_OUT = ("deepfool", "cw", "df", "EADAttack")  # attacks that never come near the best
 STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -113,7 +120,7 @@ def measure(name: str, norm: Norm, n: int, data_dir: Path | None) -> dict[str, A
         tried = [
             run_once(bench, entrant, budget)
             for budget in BUDGETS
-            for entrant in entrants(norm, budget, classifier.card.classes, STEPS_A_CLASS)
+            for entrant in entrants(norm, budget, classifier.card.classes, WALKS)
             if entrant.attack not in LEFT_OUT and entrant.like not in LEFT_OUT and entrant.library != "art"
         ]
         compared = {"any attack": tried, "FMN": [one for one in tried if "fmn" in one.entrant.attack.lower()]}
